@@ -1,0 +1,80 @@
+"""Which exchanges are used: by metadata, by feedback; corrections in, invalid answers out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from potstill.prompt import PromptRule
+from potstill.records import Example, Exchange
+from potstill.tasks import Task
+
+
+def matches(exchange: Exchange, where: Mapping[str, Any]) -> bool:
+    """Whether every dotted key (`metadata.split`, `request.model`) has the wanted value, or one of a list."""
+    return all(_equal(_at(exchange, key), wanted) for key, wanted in where.items())
+
+
+def _at(exchange: Exchange, key: str) -> Any:
+    head, _, rest = key.partition(".")
+    value: Any = getattr(exchange, head, None) if head in Exchange.__dataclass_fields__ else None
+    for word in rest.split(".") if rest else ():
+        value = value.get(word) if isinstance(value, dict) else None
+    return value
+
+
+def _equal(value: Any, wanted: Any) -> bool:
+    return value in wanted if isinstance(wanted, list) else bool(value == wanted)
+
+
+def feedback_refusal(exchange: Exchange, scores: Mapping[str, float]) -> str | None:
+    """Why feedback keeps an exchange out: a thumbs-down, or a named score below its minimum. None keeps it in."""
+    for each in exchange.feedback:
+        if each.kind == "thumbs" and each.value in (False, 0, -1, "down") and exchange.correction is None:
+            return f"feedback: thumbs down ({each.name or 'unnamed'})"
+    for name, least in scores.items():
+        given = [each.value for each in exchange.feedback if each.kind == "score" and each.name == name]
+        if not given:
+            return f"feedback: no score {name!r}"
+        if not isinstance(given[-1], int | float) or given[-1] < least:
+            return f"feedback: {name} {given[-1]!r} below {least}"
+    return None
+
+
+def to_example(
+    exchange: Exchange, task: Task, rule: PromptRule, *, use_corrections: bool, correction_weight: float
+) -> tuple[Example, str | None]:
+    """The dataset row of an exchange, and the reason why nothing can be learnt from it (None when something can).
+
+    The teacher's own answer stays beside the answer to learn, so that the teacher can be judged for what it said.
+    A row that teaches nothing still belongs into the test split: leaving out what the teacher got wrong flatters it.
+    """
+    text = task.text_of(exchange.answer)
+    said = task.parse(text, exchange.tools)
+    teacher = task.canonical(said.value) if said.valid else None
+    answer, refusal = teacher, None if teacher is not None else f"invalid answer: {said.reason}"
+    if exchange.finish_reason == "length":
+        answer, refusal = None, "answer was cut off (finish_reason: length)"
+    correction = exchange.correction if use_corrections else None
+    if correction is not None:
+        corrected = task.from_gold(correction)
+        answer = task.canonical(corrected.value) if corrected.valid else None
+        refusal = None if corrected.valid else f"correction is invalid: {corrected.reason}"
+    example = Example(
+        id=exchange.id,
+        conversation=exchange.conversation,
+        messages=rule.apply(exchange.messages),
+        full_messages=exchange.messages,
+        answer=answer or "",
+        teacher_answer=teacher,
+        teacher_text=text,
+        tools=exchange.tools,
+        corrected=correction is not None,
+        weight=correction_weight if correction is not None else 1.0,
+        prompt_tokens=exchange.usage.get("prompt_tokens"),
+        completion_tokens=exchange.usage.get("completion_tokens"),
+        latency_ms=exchange.latency_ms,
+        cost_usd=exchange.cost_usd,
+        metadata=exchange.metadata,
+    )
+    return example, refusal

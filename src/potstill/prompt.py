@@ -1,0 +1,122 @@
+"""Prompt internalisation: which parts of a prompt are standing instructions, and how to leave them out.
+
+A model trained without its instructions must be served without them, by the very same rule. So the rule is data:
+it is found once by `find_rule`, travels in the contract, and is applied by `PromptRule.apply` everywhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+
+from potstill.records import Json, Message
+
+_BEFORE = ("\n", '"', ": ", "<<<", "```")
+_AFTER = ("\n", '"', ">>>", "```")
+MIN_STATIC = 24  # characters; shorter common beginnings are how people write, not instructions
+MIN_SHARE = 0.002  # a wording counts as standing when this share of the exchanges has it, and at least...
+MIN_COUNT = 5  # ...this many
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """A whole message to leave out: this role with exactly this text."""
+
+    role: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Strip:
+    """The standing text around what varies: a message of this role keeps only what stands between."""
+
+    role: str
+    prefix: str
+    suffix: str
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRule:
+    """`apply` gives the prompt that the student sees; the empty rule keeps every message as it is."""
+
+    drops: tuple[Drop, ...] = ()
+    strips: tuple[Strip, ...] = ()
+
+    def apply(self, messages: Sequence[Message]) -> list[Message]:
+        """Messages without the standing instructions; never empties a prompt."""
+        kept = [self._stripped(each) for each in messages if not self._dropped(each)]
+        return kept or list(messages)
+
+    def _dropped(self, message: Message) -> bool:
+        return any(message["role"] == drop.role and message.get("content") == drop.text for drop in self.drops)
+
+    def _stripped(self, message: Message) -> Message:
+        content = message.get("content")
+        if not isinstance(content, str):
+            return message
+        for strip in self.strips:
+            if (
+                message["role"] == strip.role
+                and len(content) >= len(strip.prefix) + len(strip.suffix)
+                and content.startswith(strip.prefix)
+                and content.endswith(strip.suffix)
+            ):
+                return {**message, "content": content[len(strip.prefix) : len(content) - len(strip.suffix)]}
+        return message
+
+    def recognises(self, messages: Sequence[Message]) -> bool:
+        """Whether the prompt carries no system text besides what the rule knows."""
+        return all(each["role"] != "system" or self._dropped(each) for each in messages)
+
+    def to_json(self) -> Json:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: Json) -> PromptRule:
+        return cls(
+            tuple(Drop(**each) for each in data.get("drops", [])),
+            tuple(Strip(**each) for each in data.get("strips", [])),
+        )
+
+
+def find_rule(prompts: Iterable[Sequence[Message]]) -> PromptRule:
+    """The standing instructions of a log: system texts said again and again, and the frames of first user turns."""
+    systems: Counter[str] = Counter()
+    firsts: list[str] = []
+    total = 0
+    for messages in prompts:
+        total += 1
+        for message in messages:
+            if message["role"] in ("system", "developer") and isinstance(message.get("content"), str):
+                systems[message["content"]] += 1
+        first = next((m for m in messages if m["role"] == "user"), None)
+        if first is not None and isinstance(first.get("content"), str):
+            firsts.append(first["content"])
+    enough = max(MIN_COUNT, int(total * MIN_SHARE))
+    drops = [Drop("system", text) for text, count in systems.most_common() if count >= enough]
+    strips = [Strip("user", prefix, suffix) for prefix, suffix in _frames(firsts, enough)]
+    return PromptRule(tuple(drops), tuple(strips))
+
+
+def _frames(texts: Sequence[str], enough: int) -> list[tuple[str, str]]:
+    """The machine-made text around each group of user turns that begin alike.
+
+    People begin alike too ("I would like a table for ..."), so a frame counts only when its beginning spans lines
+    and it is cut back to where a template would put its slot: after a line end, a quote or a colon.
+    """
+    groups: dict[str, list[str]] = defaultdict(list)
+    for text in set(texts):
+        if len(text) >= MIN_STATIC:
+            groups[text[:MIN_STATIC]].append(text)
+    frames = []
+    for members in groups.values():
+        prefix = os.path.commonprefix(members)
+        prefix = prefix[: max((prefix.rfind(mark) + len(mark) for mark in _BEFORE if mark in prefix), default=0)]
+        if len(members) < enough or len(prefix) < MIN_STATIC or "\n" not in prefix:
+            continue
+        suffix = os.path.commonprefix([text[len(prefix) :][::-1] for text in members])[::-1]
+        starts = [suffix.find(mark) for mark in _AFTER if mark in suffix]
+        frames.append((prefix, suffix[min(starts) :] if starts else ""))
+    return sorted(frames, key=lambda frame: -len(frame[0]))

@@ -1,0 +1,253 @@
+"""A recipe: one YAML file a task, read into one small settings model a stage, every fault reported at once.
+
+    recipe.yaml:11:3: train.packign: not a setting (did you mean packing?)
+
+`load_recipe` is given the settings model of every section by its caller (the command line), because the library
+imports no stage. Paths in the file are relative to it; paths on the command line to where the command stands.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+
+from potstill.errors import RecipeError
+from potstill.records import Json
+from potstill.stage import Shared
+from potstill.tasks import task_from
+from potstill.yaml_positions import KeyPath, LocatedStr, Positioned, apply_overrides, read_positioned
+
+SHARED_KEYS = ("name", "task", "base_model", "work_dir", "tracking_uri")
+
+
+def _absolute(value: Any) -> Any:
+    if not isinstance(value, str) or "://" in value or value.startswith("package:"):
+        return value
+    folder = value.folder if isinstance(value, LocatedStr) else Path.cwd()
+    return str(folder / Path(value).expanduser())
+
+
+PathText = Annotated[str, BeforeValidator(_absolute)]
+"""A path or address in a recipe: made absolute by where it was written."""
+
+
+class Section(BaseModel):
+    """Base of every section's settings: unknown keys fail, values do not change after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskSettings(Section):
+    """What is asked of the model. `labels` is a list or a file with one a line; `schema` an object or a file."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+    kind: Literal["classification", "extraction", "tool_calls", "generation"]
+    labels: list[str] | PathText | None = None
+    schema_: Annotated[dict[str, Any] | PathText | None, Field(alias="schema")] = None
+
+    def definition(self) -> Json:
+        """The definition with files read in; raises RecipeError when it does not fit the kind."""
+        labels, schema = self.labels, self.schema_
+        needs = {"classification": "labels", "extraction": "schema"}.get(self.kind)
+        if (needs == "labels") != (labels is not None) or (needs == "schema") != (schema is not None):
+            raise RecipeError([f"task: {self.kind} needs {needs or 'neither labels nor schema'}"])
+        if isinstance(labels, str):
+            labels = [line.strip() for line in _text_of("task.labels", labels).splitlines() if line.strip()]
+        if isinstance(schema, str):
+            try:
+                schema = json.loads(_text_of("task.schema", schema))
+            except ValueError as fault:
+                raise RecipeError([f"task.schema: {self.schema_} is not JSON: {fault}"]) from fault
+        definition: Json = {"kind": self.kind}
+        definition |= {"labels": labels} if labels is not None else {}
+        definition |= {"schema": schema} if schema is not None else {}
+        return task_from(definition).describe()
+
+
+def _text_of(key: str, path: str) -> str:
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as fault:
+        raise RecipeError([f"{key}: {path}: {fault.strerror}"]) from fault
+
+
+class SharedSettings(Section):
+    """The keys that every stage sees. `work_dir` is relative to where the command stands unless written here."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    task: TaskSettings
+    base_model: str
+    work_dir: PathText = "work"
+    tracking_uri: str | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe as validated: shared keys, one settings model a section, and what was passed as it was passed."""
+
+    path: Path
+    shared: Shared
+    sections: Mapping[str, BaseModel]
+    passed: Mapping[str, Json]
+    overrides: Sequence[str] = field(default_factory=tuple)
+
+
+def recipe_model(sections: Mapping[str, type[BaseModel]]) -> type[BaseModel]:
+    """The whole recipe as one model: the shared keys, then a section a stage, each with its defaults."""
+    fields: dict[str, Any] = {
+        key: (model, model.model_construct() if _has_no_required(model) else ...) for key, model in sections.items()
+    }
+    return create_model("Recipe", __base__=SharedSettings, **fields)
+
+
+def _has_no_required(model: type[BaseModel]) -> bool:
+    return not any(each.is_required() for each in model.model_fields.values())
+
+
+def recipe_json_schema(sections: Mapping[str, type[BaseModel]]) -> Json:
+    """JSON Schema of a recipe, for completion in editors."""
+    schema = recipe_model(sections).model_json_schema(by_alias=True)
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    schema["title"] = "Potstill recipe"
+    return schema
+
+
+def load_recipe(path: Path, overrides: Sequence[str], sections: Mapping[str, type[BaseModel]]) -> Recipe:
+    """Read and validate; raises RecipeError with every fault, each at its place."""
+    document = read_positioned(path)
+    if not isinstance(document.data, dict):
+        raise RecipeError([f"{path}:1:1: expected a mapping with name, task and base_model"])
+    origins, faults = apply_overrides(document, overrides)
+    faults += [f"{_where(path, document, at, origins)}: {_dotted(at)}: given twice" for at in document.duplicates]
+    whole: Any = None
+    try:
+        whole = recipe_model(sections).model_validate(document.data)
+    except ValidationError as fault:
+        for each in fault.errors():
+            faults.append(_describe(path, document, origins, each, recipe_model(sections)))
+    definition = _definition(path, document, origins, faults)
+    if faults or whole is None or definition is None:
+        raise RecipeError(sorted(set(faults), key=_place))
+    work = Path(whole.work_dir).resolve()
+    shared = Shared(
+        name=whole.name,
+        task_definition=definition,
+        base_model=_base_model(document.data["base_model"]),
+        work_dir=work / whole.name,
+        tracking_uri=whole.tracking_uri or f"sqlite:///{work}/mlflow.db",
+        recipe_path=path.resolve(),
+    )
+    return Recipe(
+        path,
+        shared,
+        {key: getattr(whole, key) for key in sections},
+        {key: document.data.get(key) or {} for key in sections},
+        tuple(overrides),
+    )
+
+
+def _definition(path: Path, document: Positioned, origins: Mapping[KeyPath, str], faults: list[str]) -> Json | None:
+    """The task with its files read in, judged even when other sections are at fault."""
+    try:
+        return TaskSettings.model_validate(document.data.get("task")).definition()
+    except ValidationError:
+        return None  # already reported by the whole recipe's validation
+    except RecipeError as fault:
+        for line in fault.faults:
+            key = line.partition(":")[0]
+            faults.append(f"{_where(path, document, tuple(key.split('.')), origins)}: {line}")
+        return None
+
+
+def _base_model(text: Any) -> str:
+    """A relative folder or .gguf beside the recipe becomes absolute; package:... and hub ids stay."""
+    if str(text).startswith("package:"):
+        return str(text)
+    path = Path(_absolute(text))
+    return str(path) if path.suffix == ".gguf" or path.is_dir() or str(text).startswith(".") else str(text)
+
+
+def _describe(
+    path: Path, document: Positioned, origins: Mapping[KeyPath, str], error: Any, model: type[BaseModel]
+) -> str:
+    at = _existing(error["loc"], document.data)
+    where = _where(path, document, at, origins)
+    kind, found = error["type"], error.get("input")
+    if kind == "extra_forbidden":
+        near = difflib.get_close_matches(str(at[-1]), _keys_at(model, at[:-1]), n=1, cutoff=0.5)
+        return f"{where}: {_dotted(at)}: not a setting" + (f" (did you mean {near[0]}?)" if near else "")
+    if kind == "missing":
+        return f"{_where(path, document, at[:-1], origins)}: {_dotted(at)}: missing"
+    if kind == "literal_error":
+        near = difflib.get_close_matches(str(found), [w.strip("' ") for w in error["ctx"]["expected"].split(",")], n=1)
+        hint = f" (did you mean {near[0]}?)" if near else ""
+        return f"{where}: {_dotted(at)}: found {found!r}, expected {error['ctx']['expected']}{hint}"
+    shown = "" if isinstance(found, dict | list) else f"found {found!r}; "
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{where}: {_dotted(at)}: {shown}{message[:1].lower()}{message[1:]}"
+
+
+def _existing(loc: Sequence[str | int], data: Any) -> KeyPath:
+    """pydantic's location without what it adds of its own (union members): only keys that stand in the data."""
+    at: list[str | int] = []
+    for place, word in enumerate(loc):
+        inside = (isinstance(data, dict) and word in data) or (
+            isinstance(data, list) and isinstance(word, int) and word < len(data)
+        )
+        if inside:
+            at.append(word)
+            data = data[word]
+        elif place == len(loc) - 1 and isinstance(data, dict):
+            at.append(word)  # a missing key: named, though it does not stand there
+    return tuple(at)
+
+
+def _keys_at(model: Any, at: KeyPath) -> list[str]:
+    """The settings that exist at a place of the recipe."""
+    for word in at:
+        if isinstance(word, int):
+            continue
+        info = model.model_fields.get(word)
+        inner = _model_in(info.annotation) if info else None
+        if inner is None:
+            return []
+        model = inner
+    return [info.alias or name for name, info in model.model_fields.items()]
+
+
+def _model_in(annotation: Any) -> type[BaseModel] | None:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    for each in getattr(annotation, "__args__", ()):
+        found = _model_in(each)
+        if found is not None:
+            return found
+    return None
+
+
+def _where(path: Path, document: Positioned, at: KeyPath, origins: Mapping[KeyPath, str]) -> str:
+    for length in range(len(at), 0, -1):
+        if at[:length] in origins:
+            return f"command line: {origins[at[:length]]}"
+    for length in range(len(at), -1, -1):
+        if at[:length] in document.positions:
+            line, column = document.positions[at[:length]]
+            return f"{path}:{line}:{column}"
+    return f"{path}:1:1"
+
+
+def _dotted(at: KeyPath) -> str:
+    return ".".join(str(word) for word in at) or "recipe"
+
+
+def _place(fault: str) -> tuple[int, int, str]:
+    parts = fault.split(": ")[0].rsplit(":", 2)
+    line, column = parts[-2:] if len(parts) == 3 else ("", "")
+    return (int(line), int(column), fault) if line.isdigit() and column.isdigit() else (10**9, 0, fault)

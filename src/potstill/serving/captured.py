@@ -1,0 +1,52 @@
+"""Captured exchanges with the feedback that came later: what `distill` reads, from the two kinds of files in a folder.
+
+`exchanges-*.jsonl` holds one exchange a line, `feedback-*.jsonl` one `{"id", "feedback": {...}}` a line. A line that a
+killed server left unfinished (the last of its file, without a line end) was never acknowledged as durable: passed over.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import orjson
+
+from potstill.errors import DamagedLine
+from potstill.records import Exchange, Feedback, Json
+
+EXCHANGES = "exchanges-*.jsonl"
+FEEDBACK = "feedback-*.jsonl"
+
+
+def join(folder: Path) -> Iterator[Exchange]:
+    """Every captured exchange with its feedback in the order of its time; raises DamagedLine naming file and line."""
+    opinions: dict[str, list[Feedback]] = defaultdict(list)
+    for where, line in _lines(folder, FEEDBACK):
+        try:
+            opinions[str(line["id"])].append(Feedback.from_json(line["feedback"]))
+        except (KeyError, DamagedLine) as fault:
+            raise DamagedLine(f"{where}: not a feedback line ({fault})") from fault
+    for where, line in _lines(folder, EXCHANGES):
+        try:
+            exchange = Exchange.from_json(line)
+        except DamagedLine as fault:
+            raise DamagedLine(f"{where}: {fault}") from fault
+        later = sorted(opinions.get(exchange.id, []), key=lambda each: each.time or "")
+        yield replace(exchange, feedback=(*exchange.feedback, *later))
+
+
+def _lines(folder: Path, pattern: str) -> Iterator[tuple[str, Json]]:
+    for path in sorted(folder.glob(pattern)):
+        with path.open("rb") as stream:
+            for number, line in enumerate(stream, 1):
+                if not line.endswith(b"\n"):
+                    continue
+                try:
+                    found = orjson.loads(line)
+                except orjson.JSONDecodeError as fault:
+                    raise DamagedLine(f"{path}:{number}: not JSON ({fault})") from fault
+                if not isinstance(found, dict):
+                    raise DamagedLine(f"{path}:{number}: found {type(found).__name__}, expected an object")
+                yield f"{path}:{number}", found

@@ -1,0 +1,72 @@
+"""What the engine is asked to write, and how: the task's grammar, the contract's stops and bounds.
+
+Greedy decoding and the contract's `max_tokens` are the defaults since the evidence was taken so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from potstill.contract import Contract
+from potstill.records import Json, canonical_json
+from potstill.serving.call import Call
+from potstill.serving.errors import RequestRefused
+from potstill.tasks import Constraint
+
+_PASSED = (
+    "top_p", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "tools", "tool_choice",
+    "parallel_tool_calls",
+)  # fmt: skip
+
+
+def constrain(call: Call, contract: Contract, constraint: Constraint | None) -> None:
+    """Fill the rest of `call.upstream`; raises RequestRefused 400 for a format that the task cannot write."""
+    body, upstream = call.body, call.upstream
+    upstream |= {key: body[key] for key in _PASSED if body.get(key) is not None}
+    asked = body.get("max_completion_tokens") or body.get("max_tokens") or contract.max_tokens
+    upstream["max_tokens"] = min(asked, contract.window)
+    upstream["temperature"] = body["temperature"] if body.get("temperature") is not None else 0.0
+    if body.get("seed") is not None:
+        upstream["seed"] = body["seed"] % 2**32
+    stops = body.get("stop") or []
+    upstream["stop"] = [*contract.stop, *([stops] if isinstance(stops, str) else stops)]
+    upstream["cache_prompt"] = True
+    wanted = body.get("response_format") or {"type": "text"}
+    if constraint is None:
+        if wanted.get("type") != "text":
+            upstream["response_format"] = wanted
+        return
+    _refuse_what_the_task_is_not(body, wanted, constraint)
+    upstream |= decoding_of(constraint)
+
+
+def _refuse_what_the_task_is_not(body: Json, wanted: Json, constraint: Constraint) -> None:
+    what = "one of its labels" if constraint.kind == "choices" else "JSON of its own schema"
+    if body.get("tools"):
+        raise RequestRefused(400, f"tools: this model answers with {what} and calls none; remove it", param="tools")
+    kind = wanted.get("type")
+    if kind == "text":
+        return
+    if constraint.kind == "json_schema":
+        if kind == "json_object":
+            return
+        given: Any = (wanted.get("json_schema") or {}).get("schema")
+        if kind == "json_schema" and canonical_json(given) == canonical_json(constraint.schema):
+            return
+    raise RequestRefused(
+        400,
+        f"response_format: found {kind!r}, but this model answers with {what}; leave response_format out",
+        param="response_format",
+    )
+
+
+def decoding_of(constraint: Constraint) -> Json:
+    """The engine's own fields (llama.cpp: a GBNF grammar or a JSON Schema) for a constraint."""
+    if constraint.kind == "json_schema":
+        return {"json_schema": constraint.schema}
+    return {"grammar": "root ::= " + " | ".join(_literal(choice) for choice in constraint.choices)}
+
+
+def _literal(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
+    return f'"{escaped}"'

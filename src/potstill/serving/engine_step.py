@@ -1,0 +1,186 @@
+"""Ask the engine, whole or streamed, over loopback HTTP. Leaving early (a gone client, a timeout) frees its slot.
+
+Connections are not kept: llama.cpp's server closes idle ones by its own clock, and a request written into a closing
+connection is lost. A new one on loopback costs about 0.1 ms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
+from contextlib import suppress
+from typing import TypeVar
+
+import httpx
+import orjson
+from starlette.requests import Request
+
+from potstill.records import Json, Message
+from potstill.serving.call import Call
+from potstill.serving.errors import RequestRefused, engine_unavailable
+from potstill.serving.supervise import SupervisedEngine
+
+T = TypeVar("T")
+_PATH = "/v1/chat/completions"
+
+
+def new_client() -> httpx.AsyncClient:
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    return httpx.AsyncClient(limits=limits, timeout=httpx.Timeout(None, connect=5.0), trust_env=False)
+
+
+async def ask(call: Call, engine: SupervisedEngine, timeout_s: float) -> None:
+    """Fill `call.response` with the engine's whole answer; raises RequestRefused."""
+    reply = await _send(call, engine, timeout_s, stream=False)
+    call.response = orjson.loads(reply.content)
+
+
+async def ask_stream(call: Call, engine: SupervisedEngine, timeout_s: float) -> AsyncGenerator[Json, None]:
+    """The engine's chunks as they come (the usage chunk is kept back); fills `call.response` with the whole."""
+    reply = await _send(call, engine, timeout_s, stream=True)
+    answer = _Assembled()
+    events = _events(reply).__aiter__()
+    try:
+        while True:
+            # One timeout a read: a generator may be resumed by another task than the one that began it.
+            async with asyncio.timeout(max(0.0, timeout_s - call.seconds)):
+                data = await anext(events, None)
+            if data is None:
+                raise engine_unavailable("the engine ended in the middle of the answer")
+            if data == b"[DONE]":
+                break
+            chunk = orjson.loads(data)
+            if "error" in chunk:
+                raise _refusal(502, data)
+            answer.add(chunk)
+            if chunk.get("choices"):
+                yield chunk
+    except TimeoutError as fault:
+        raise _timed_out(timeout_s) from fault
+    except httpx.HTTPError as fault:
+        raise engine_unavailable("the engine went away in the middle of the answer") from fault
+    finally:
+        await reply.aclose()
+    call.response = answer.body()
+
+
+def as_chunks(response: Json) -> Iterator[Json]:
+    """A whole answer as the two chunks of a stream."""
+    choice = response["choices"][0]
+    head = {"created": response.get("created")}
+    yield head | {"choices": [{"index": 0, "delta": _as_delta(choice["message"]), "finish_reason": None}]}
+    yield head | {"choices": [{"index": 0, "delta": {}, "finish_reason": choice.get("finish_reason")}]}
+
+
+def _as_delta(message: Message) -> Message:
+    calls = [{"index": at, **each} for at, each in enumerate(message.get("tool_calls") or [])]
+    return {**message, "tool_calls": calls} if calls else message
+
+
+async def _send(call: Call, engine: SupervisedEngine, timeout_s: float, *, stream: bool) -> httpx.Response:
+    """The engine's 200; whatever else happens becomes a RequestRefused."""
+    if not engine.ready:
+        raise engine_unavailable("the engine is not running")
+    body = call.upstream | ({"stream": True, "stream_options": {"include_usage": True}} if stream else {})
+    request = engine.client.build_request("POST", engine.url + _PATH, content=orjson.dumps(body))
+    request.headers["content-type"] = "application/json"
+    try:
+        async with asyncio.timeout(max(0.0, timeout_s - call.seconds)):
+            reply = await engine.client.send(request, stream=stream)
+            if reply.status_code == 200:
+                return reply
+            data = await reply.aread()
+            await reply.aclose()
+    except TimeoutError as fault:
+        raise _timed_out(timeout_s) from fault
+    except httpx.HTTPError as fault:
+        raise engine_unavailable("the engine went away") from fault
+    raise _refusal(reply.status_code, data)
+
+
+def _timed_out(timeout_s: float) -> RequestRefused:
+    return RequestRefused(504, f"no answer within {timeout_s:g} s", kind="server_error", code="timeout")
+
+
+def _refusal(status: int, data: bytes) -> RequestRefused:
+    """The engine's own error: its 4xx is the request's fault, anything else is the engine's (502)."""
+    try:
+        error = orjson.loads(data)["error"]
+        message, kind = str(error["message"]), str(error.get("type"))
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        message, kind = data[:200].decode(errors="replace"), ""
+    if kind == "exceed_context_size_error":
+        return RequestRefused(400, message, param="messages", code="context_length_exceeded")
+    if 400 <= status < 500:
+        return RequestRefused(400, f"the engine refused: {message}")
+    return RequestRefused(502, f"the engine failed: {message}", kind="server_error", code="engine_error")
+
+
+async def _events(reply: httpx.Response) -> AsyncIterator[bytes]:
+    """The data of each server-sent event. Split at \\n alone: JSON may hold U+2028, which other splitters cut at."""
+    rest = b""
+    async for piece in reply.aiter_raw():
+        *lines, rest = (rest + piece).split(b"\n")
+        for line in lines:
+            if line.startswith(b"data:"):
+                yield line[5:].strip()
+
+
+class _Assembled:
+    """Chunks put together into the body that an unstreamed answer would have had."""
+
+    def __init__(self) -> None:
+        self.content: list[str] = []
+        self.calls: dict[int, Json] = {}
+        self.logprobs: list[Json] = []
+        self.finish_reason: str | None = None
+        self.usage: Json = {}
+        self.created: int | None = None
+
+    def add(self, chunk: Json) -> None:
+        self.created = chunk.get("created", self.created)
+        self.usage = chunk.get("usage") or self.usage
+        for choice in chunk.get("choices", [])[:1]:
+            delta = choice.get("delta") or {}
+            self.content.append(delta.get("content") or "")
+            self.logprobs += (choice.get("logprobs") or {}).get("content") or []
+            self.finish_reason = choice.get("finish_reason") or self.finish_reason
+            for part in delta.get("tool_calls") or []:
+                self._add_call(part)
+
+    def _add_call(self, part: Json) -> None:
+        call = self.calls.setdefault(part.get("index", 0), {"type": "function", "function": {"arguments": ""}})
+        function = part.get("function") or {}
+        call.update({"id": part["id"]} if part.get("id") else {})
+        call["function"].update({"name": function["name"]} if function.get("name") else {})
+        call["function"]["arguments"] += function.get("arguments") or ""
+
+    def body(self) -> Json:
+        message: Message = {"role": "assistant", "content": "".join(self.content)}
+        if self.calls:
+            message["tool_calls"] = [self.calls[at] for at in sorted(self.calls)]
+        choice: Json = {"index": 0, "message": message, "finish_reason": self.finish_reason}
+        choice |= {"logprobs": {"content": self.logprobs}} if self.logprobs else {}
+        return {"object": "chat.completion", "created": self.created, "choices": [choice], "usage": self.usage}
+
+
+async def unless_gone(http: Request, work: Awaitable[T]) -> T:
+    """The result of `work`, which is cancelled when the client hangs up (RequestRefused 499, read by nobody)."""
+    working = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_hung_up(http))
+    try:
+        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise RequestRefused(499, "the client went away")
+    finally:
+        for each in (working, gone):
+            if not each.done():
+                each.cancel()
+                with suppress(asyncio.CancelledError, Exception):
+                    await each
+
+
+async def _hung_up(http: Request) -> None:
+    while (await http.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,45 @@
+"""Refusals in the form that OpenAI's clients understand: a status and `{"error": {message, type, param, code}}`."""
+
+from __future__ import annotations
+
+import orjson
+from starlette.responses import Response
+
+from potstill.errors import PotstillError
+from potstill.records import Json
+
+
+class RequestRefused(PotstillError):
+    """One request cannot be answered; carries what the client is told. Never fatal to the server."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        retry_after_s: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status, self.message, self.kind, self.param, self.code = status, message, kind, param, code
+        self.retry_after_s = retry_after_s
+
+    def body(self) -> Json:
+        return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
+
+    def response(self) -> Response:
+        headers = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
+        return json_response(self.body(), self.status, headers)
+
+
+def engine_unavailable(detail: str) -> RequestRefused:
+    """503: the engine is away and is being restarted."""
+    return RequestRefused(
+        503, f"{detail}; it is being restarted, try again", kind="server_error", code="engine_unavailable", retry_after_s=1
+    )
+
+
+def json_response(body: Json, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(orjson.dumps(body), status, headers, "application/json")

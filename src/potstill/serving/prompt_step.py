@@ -1,0 +1,24 @@
+"""The prompt that the student was trained on: standing instructions left out by the rule in the contract."""
+
+from __future__ import annotations
+
+from potstill.prompt import PromptRule
+from potstill.records import Message
+from potstill.serving.call import Call
+
+_KEPT = ("role", "content", "name", "tool_calls", "tool_call_id")
+
+
+def strip_instructions(call: Call, rule: PromptRule) -> None:
+    """Fill `call.upstream["messages"]`. Instructions that the rule does not know stay, and are remarked on."""
+    messages = [_plain(each) for each in call.body["messages"]]
+    call.unknown_instructions = bool(rule.drops) and not rule.recognises(messages)
+    call.upstream["messages"] = rule.apply(messages)
+
+
+def _plain(message: Message) -> Message:
+    """Only what templates read, with text parts joined: the rule and the templates compare plain text."""
+    kept = {key: message[key] for key in _KEPT if message.get(key) is not None}
+    content = message.get("content")
+    kept["content"] = "\n".join(part["text"] for part in content) if isinstance(content, list) else content
+    return kept

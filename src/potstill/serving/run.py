@@ -1,0 +1,136 @@
+"""Start and stop a server: `serve` until signalled, `running_server` for as long as a block runs."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import uvicorn
+
+from potstill.errors import EngineFailure, RecipeError
+from potstill.progress import say
+from potstill.records import Json
+from potstill.redaction import Redactor
+from potstill.serving.app import Server, create_app
+from potstill.serving.authenticate import Keys
+from potstill.serving.capture import CaptureLog, Redact
+from potstill.serving.engine_step import new_client
+from potstill.serving.meter import Meter
+from potstill.serving.settings import ServeSettings
+from potstill.serving.start import load_artifact, refuse_open_door, start_engine
+from potstill.serving.supervise import SupervisedEngine
+
+_DRAIN_S = 10
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """A server in this process, answering at `base_url` (what an OpenAI client takes: it ends in /v1)."""
+
+    url: str
+    engine: SupervisedEngine
+    capture_dir: Path | None
+
+    @property
+    def base_url(self) -> str:
+        return f"{self.url}/v1"
+
+
+def redact_exchange(line: Json) -> Json:
+    """An exchange or feedback line redacted by itself: no table of placeholders grows with the server's life."""
+    if "request" in line:
+        return Redactor().exchange(line)
+    return {**line, "feedback": Redactor().value(line["feedback"])}
+
+
+def serve(artifact: Path, settings: ServeSettings, name: str, capture_dir: Path, redact: Redact | None = None) -> None:
+    """Check, start and serve until SIGINT or SIGTERM; requests in flight get ten seconds to end.
+
+    `name` is the model's name in answers ("" for the artifact's digest); captured files go to `capture_dir` unless
+    the settings name another folder. Raises what `running` raises, before anything is bound.
+    """
+    with _prepared(artifact, settings, name, capture_dir, redact) as (server, listening):
+        say(f"serve: {server.name} ({server.served.format}, artifact {server.artifact}) at {_url(listening)}/v1")
+        if server.log is not None:
+            say(f"serve: capturing to {server.log.folder}")
+        _uvicorn(server).run(sockets=[listening])
+
+
+@contextmanager
+def running_server(
+    artifact: Path, settings: ServeSettings, name: str, capture_dir: Path, redact: Redact | None = None
+) -> Iterator[RunningServer]:
+    """A server in a thread of this process for as long as the block runs; port 0 picks a free one."""
+    with _prepared(artifact, settings, name, capture_dir, redact) as (server, listening):
+        running = _uvicorn(server)
+        thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, name="potstill-serve", daemon=True)
+        thread.start()
+        try:
+            while not running.started:
+                if not thread.is_alive():
+                    raise EngineFailure("the server ended while starting; its fault stands above")
+                thread.join(0.01)
+            yield RunningServer(_url(listening), server.engine, server.log.folder if server.log else None)
+        finally:
+            running.should_exit = True
+            thread.join()
+
+
+@contextmanager
+def _prepared(
+    artifact: Path, settings: ServeSettings, name: str, capture_dir: Path, redact: Redact | None
+) -> Iterator[tuple[Server, socket.socket]]:
+    """Everything that must hold before the first request, and its end in reverse order."""
+    keys = Keys.load(settings.keys)
+    refuse_open_door(settings.host, keys)
+    served = load_artifact(artifact, settings.format)
+    meter = Meter()
+    with ExitStack() as stack:
+        listening = stack.enter_context(_listen(settings.host, settings.port))
+        engine = SupervisedEngine(
+            lambda: start_engine(served, slots=settings.slots, threads=settings.threads), new_client
+        )
+        stack.callback(engine.stop)
+        log = _capture_log(settings, capture_dir, meter, redact or redact_exchange)
+        if log is not None:
+            stack.callback(log.close)
+        yield Server(served, engine, settings, name or served.digest[:12], keys, meter, log), listening
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    """A bound socket, so that a taken port is known before an engine is started; it answers once uvicorn listens."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.socket(family)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listening.bind((host, port))
+    except OSError as fault:
+        listening.close()
+        raise RecipeError([f"serve.port: {host}:{port} cannot be bound ({fault.strerror}); choose another"]) from fault
+    return listening
+
+
+def _url(listening: socket.socket) -> str:
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _capture_log(settings: ServeSettings, capture_dir: Path, meter: Meter, redact: Redact) -> CaptureLog | None:
+    wanted = settings.capture
+    if wanted is None:
+        return None
+    folder = Path(wanted.dir) if wanted.dir else capture_dir
+    return CaptureLog(
+        folder, meter, sample=wanted.sample, durable=wanted.durable, redact=redact if wanted.redact else None
+    )
+
+
+def _uvicorn(server: Server) -> uvicorn.Server:
+    config = uvicorn.Config(
+        create_app(server), log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=_DRAIN_S
+    )
+    return uvicorn.Server(config)

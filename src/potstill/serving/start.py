@@ -1,0 +1,143 @@
+"""From an artifact folder to an engine that has proven itself: intact files, the same template, the same tokens.
+
+A model served with another template than it was trained with still answers, only worse; so nothing is bound until the
+contract has been held against the engine itself.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from potstill.contract import Contract, first_difference, golden_differences
+from potstill.engine import Engine
+from potstill.errors import EngineFailure, ManifestMismatch, ParityMismatch, RecipeError
+from potstill.manifest import Manifest, read_manifest
+from potstill.prompt import PromptRule
+from potstill.records import Json
+from potstill.serving.authenticate import Keys
+from potstill.tasks import Task
+
+FindVersion = Callable[[str, str], Path]
+_WARM_UP_TIMEOUT_S = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What is served: the verified folder, the file chosen from it, and what it was trained to keep to."""
+
+    folder: Path
+    digest: str
+    format: str
+    model: Path
+    contract: Contract
+    task: Task
+    rule: PromptRule
+
+
+def resolve(address: str, find_version: FindVersion | None = None) -> Path:
+    """The artifact folder of a path or of `models:/NAME@ALIAS` (looked up by `find_version(name, alias)`)."""
+    if not address.startswith("models:/"):
+        return Path(address)
+    name, _, alias = address.removeprefix("models:/").partition("@")
+    if not name or not alias:
+        raise RecipeError([f"{address}: expected models:/NAME@ALIAS, as models:/banking-intents@champion"])
+    if find_version is None:
+        raise RecipeError([f"{address}: no registry to look it up in; give the artifact folder"])
+    return find_version(name, alias)
+
+
+def load_artifact(folder: Path, format: str | None = None) -> Served:
+    """Read and verify the folder; raises ManifestMismatch (naming the file) or ParityMismatch (no contract)."""
+    manifest = read_manifest(folder, "artifact", verify=True)
+    chosen, file = _choose(folder, manifest, format)
+    contract = Contract.read(folder)
+    return Served(
+        folder, manifest.digest, chosen, folder / file, contract, contract.make_task(), contract.make_prompt_rule()
+    )
+
+
+def _choose(folder: Path, manifest: Manifest, wanted: str | None) -> tuple[str, str]:
+    """The format asked for, else the one with the smallest file, with its file name."""
+    formats: dict[str, Json] = manifest.facts.get("formats") or {}
+    files = {name: str(each["file"]) for name, each in formats.items() if each.get("file") in manifest.files}
+    if not files:
+        raise ManifestMismatch(f"{folder}: its manifest names no exported file; export the adapter again")
+    if wanted is None:
+        wanted = min(files, key=lambda name: int(manifest.files[files[name]]["size_bytes"]))
+    if wanted not in files:
+        raise RecipeError([f"serve.format: found {wanted!r}, this artifact has {', '.join(sorted(files))}"])
+    return wanted, files[wanted]
+
+
+def start_engine(served: Served, *, slots: int, threads: int | None) -> Engine:
+    """A warm engine that agrees with the contract; raises EngineFailure or ParityMismatch, and leaves none behind."""
+    engine = Engine.start(served.model, parallel=slots, context=served.contract.window, threads=threads)
+    try:
+        check_parity(engine, served.contract)
+        warm_up(engine, served.contract)
+    except BaseException:
+        engine.stop()
+        raise
+    return engine
+
+
+def check_parity(engine: Engine, contract: Contract) -> None:
+    """Hold template, rendered golden prompts and their token ids against the engine's own; raises ParityMismatch."""
+    if not contract.golden:
+        raise ParityMismatch("the contract holds no golden prompts, so nothing shows that the tokens agree; export again")
+    faults = []
+    template = str(_get(engine, "/props").get("chat_template") or "")
+    if template != contract.chat_template:
+        faults.append(f"chat template: {first_difference(contract.chat_template, template)}")
+    texts = [engine.apply_template(each.messages, each.tools) for each in contract.golden]
+    for at, (golden, text) in enumerate(zip(contract.golden, texts, strict=True)):
+        if text != golden.text:
+            faults.append(f"golden prompt {at}: text: {first_difference(golden.text, text)}")
+    faults += golden_differences(contract, [engine.tokenize(text) for text in texts])
+    if faults:
+        raise ParityMismatch(
+            f"{engine.model}: the engine does not see what the model was trained on: {'; '.join(faults[:5])}; "
+            "export the adapter again"
+        )
+
+
+def warm_up(engine: Engine, contract: Contract) -> None:
+    """One token for the first golden prompt by the way that requests go; its prompt must count as many tokens."""
+    golden = contract.golden[0]
+    body: Json = {"messages": golden.messages, "max_tokens": 1, "temperature": 0}
+    body |= {"tools": golden.tools} if golden.tools else {}
+    try:
+        reply = httpx.post(engine.url + "/v1/chat/completions", json=body, timeout=_WARM_UP_TIMEOUT_S)
+        found = reply.json()["usage"]["prompt_tokens"]
+    except (httpx.HTTPError, ValueError, KeyError) as fault:
+        raise EngineFailure(f"engine for {engine.model} did not answer a first question: {fault!r}") from fault
+    if found != len(golden.token_ids):
+        raise ParityMismatch(
+            f"{engine.model}: a request for golden prompt 0 counts {found} tokens, expected {len(golden.token_ids)}: "
+            "the engine adds or drops a token of its own; export the adapter again"
+        )
+
+
+def _get(engine: Engine, path: str) -> Json:
+    try:
+        found: Json = httpx.get(engine.url + path, timeout=30).raise_for_status().json()
+    except (httpx.HTTPError, ValueError) as fault:
+        raise EngineFailure(f"engine for {engine.model} did not answer {path}: {fault!r}") from fault
+    return found
+
+
+def refuse_open_door(host: str, keys: Keys) -> None:
+    """Raises RecipeError for an address that others can reach when no key is asked for."""
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False  # a name may resolve to anything
+    if not loopback and not keys.names:
+        raise RecipeError(
+            [f"serve.host: {host!r} can be reached from outside and serve.keys is empty; name keys or use 127.0.0.1"]
+        )

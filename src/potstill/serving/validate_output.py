@@ -1,0 +1,16 @@
+"""Is the answer one that the task calls valid? Its message is put into the task's own form (tool calls unpacked)."""
+
+from __future__ import annotations
+
+from potstill.serving.call import Call
+from potstill.tasks import Task
+
+
+def validate_output(call: Call, task: Task) -> None:
+    """Fill `call.parsed` and rewrite the answer's message; an invalid answer is passed on as it is, and counted."""
+    choice = call.response["choices"][0]
+    text = task.text_of(choice["message"])
+    call.parsed = task.parse(text, call.body.get("tools") or [])
+    choice["message"] = task.message_of(text)
+    if choice["message"].get("tool_calls"):
+        choice["finish_reason"] = "tool_calls"

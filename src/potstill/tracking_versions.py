@@ -1,0 +1,374 @@
+"""The registry: versions with their evidence, the aliases `candidate`, `champion` and `previous`, and who moved them.
+
+A version's source is a folder in MLflow with `adapter/`, `artifact/` and `report/` exactly as the stages left them
+(manifests included, so that each can be verified where it lies) and `dataset/` with the dataset's manifest and card,
+so that a version leads back to its traffic even where the working folder is gone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+from potstill.errors import GateRefused, ManifestMismatch, PotstillError, RecipeError
+from potstill.manifest import MANIFEST, Manifest, code_state, read_manifest, sha256_json
+from potstill.progress import say
+from potstill.records import Json
+from potstill.tracking import Point, Tracking, client, experiment_id, log_points, model_name
+from potstill.tracking_stages import candidate_metrics, datasets_read, gate_word, shipped_candidate
+
+CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
+CARRIED = ("adapter", "artifact", "report")
+HISTORY = "potstill.history."
+WHY_CHARACTERS = 2000
+DIGESTS_IN_TAG = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """The four finished folders that a version is made of."""
+
+    dataset: Path
+    adapter: Path
+    artifact: Path
+    report: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A registered version as it stands now; `tags` hold its lineage, without the `potstill.` in front."""
+
+    model: str
+    version: str
+    tags: Mapping[str, str]
+    aliases: tuple[str, ...]
+    run_id: str | None
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.model}/{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class ResolvedVersion:
+    """A version with its verified artifact folder on this machine; `root` holds the rest of its evidence."""
+
+    version: Version
+    artifact: Path
+    root: Path
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One change of `champion`: from which version (None at first) to which, by whom, why, when (ISO 8601, UTC)."""
+
+    action: Literal["promote", "rollback"]
+    version: str
+    before: str | None
+    by: str
+    why: str
+    at: str
+
+
+def register_version(
+    tracking: Tracking, model: str, experiment: str, evidence: Evidence, *, run_id: str, alias: str = CANDIDATE
+) -> Version:
+    """The version of exactly this artifact with exactly this report; made now unless it is there. Moves `alias`."""
+    manifests = {noun: read_manifest(getattr(evidence, noun), noun, verify=False) for noun in ("dataset", *CARRIED)}
+    tags = lineage_tags(experiment, evidence, manifests)
+    found = _same_version(tracking, model, tags)
+    if found is None:
+        from mlflow.exceptions import MlflowException
+
+        api = client(tracking)
+        model_id = _stored_model(tracking, model, experiment, evidence, manifests, tags, run_id)
+        try:
+            api.create_registered_model(model, tags={"potstill.recipe": experiment})
+        except MlflowException as fault:
+            if fault.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        made = api.create_model_version(
+            model, f"models:/{model_id}", run_id=run_id, model_id=model_id,
+            tags={f"potstill.{key}": value for key, value in tags.items()},
+        )  # fmt: skip
+        found = str(made.version)
+    client(tracking).set_registered_model_alias(model, alias, found)
+    return _version(tracking, model, found)
+
+
+def lineage_tags(experiment: str, evidence: Evidence, manifests: Mapping[str, Manifest]) -> dict[str, str]:
+    """What a version says of where it comes from: digests of every step, the gate, recipe and commit."""
+    report: Json = json.loads((evidence.report / "report.json").read_text())
+    traffic = [each.digest for each in manifests["dataset"].inputs if each.role.split(".")[0] == "traffic"]
+    judged = [each.digest for each in manifests["report"].inputs if each.role == "artifact"]
+    code = manifests["artifact"].code or code_state()
+    return {
+        "recipe": experiment,
+        "traffic": ",".join(traffic) if len(traffic) <= DIGESTS_IN_TAG else sha256_json(traffic),
+        **{noun: manifests[noun].digest for noun in ("dataset", *CARRIED)},
+        "report_on": ",".join(judged),
+        "gate": gate_word(report),
+        "shipped": shipped_candidate(report) or "",
+        "commit": str(code.get("commit")),
+        "dirty": str(code.get("dirty")).lower(),
+    }
+
+
+def _same_version(tracking: Tracking, model: str, tags: Mapping[str, str]) -> str | None:
+    for each in client(tracking).search_model_versions(f"name = '{_quoted(model)}'"):
+        if all(each.tags.get(f"potstill.{noun}") == tags[noun] for noun in ("artifact", "report")):
+            return str(each.version)
+    return None
+
+
+def _quoted(model: str) -> str:
+    if re.search(r"[/:'\"]", model):
+        raise RecipeError([f"{model!r}: a registered model's name holds no slash, colon or quote"])
+    return model
+
+
+def _stored_model(
+    tracking: Tracking, model: str, experiment: str, evidence: Evidence, manifests: Mapping[str, Manifest],
+    tags: Mapping[str, str], run_id: str,
+) -> str:  # fmt: skip
+    """The id of a logged model that holds the version's files; it becomes READY when the last one is copied."""
+    api = client(tracking)
+    stored = api.create_logged_model(
+        experiment_id(tracking, experiment),
+        name=model_name(model),
+        source_run_id=run_id,
+        tags={f"potstill.{key}": value for key, value in tags.items()},
+        model_type="potstill-version",
+    )
+    try:
+        for noun in CARRIED:
+            say(f"MLflow: copying {noun} of {model}")
+            api.log_model_artifacts(stored.model_id, str(getattr(evidence, noun)), noun)
+        with tempfile.TemporaryDirectory() as scratch:
+            for name in (MANIFEST, "card.md"):
+                if (evidence.dataset / name).is_file():
+                    shutil.copy2(evidence.dataset / name, scratch)
+            api.log_model_artifacts(stored.model_id, scratch, "dataset")
+        _log_shipped_metrics(tracking, experiment, evidence, manifests["report"], str(stored.model_id), run_id)
+    except BaseException:
+        api.finalize_logged_model(stored.model_id, "FAILED")
+        raise
+    api.finalize_logged_model(stored.model_id, "READY")
+    return str(stored.model_id)
+
+
+def _log_shipped_metrics(
+    tracking: Tracking, experiment: str, evidence: Evidence, manifest: Manifest, model_id: str, run_id: str
+) -> None:
+    report: Json = json.loads((evidence.report / "report.json").read_text())
+    shipped = shipped_candidate(report)
+    datasets = datasets_read(experiment, manifest, evidence.report)
+    metrics = candidate_metrics(report["candidates"][shipped]) if shipped else {}
+    dataset = datasets[0] if datasets else None
+    log_points(tracking, run_id, [Point(k, v, model_id=model_id, dataset=dataset) for k, v in metrics.items()])
+
+
+@contextmanager
+def _known(what: str, advice: str) -> Iterator[None]:
+    """Turn MLflow's own 'does not exist' into a sentence that says what to do."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except MlflowException as fault:
+        if fault.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            raise
+        raise RecipeError([f"{what}: not in the registry ({fault.message}); {advice}"]) from fault
+
+
+def _version(tracking: Tracking, model: str, number: str) -> Version:
+    with _known(f"models:/{model}/{number}", "`potstill status` lists what is registered"):
+        found = client(tracking).get_model_version(model, number)
+    tags = {k.removeprefix("potstill."): v for k, v in found.tags.items() if k.startswith("potstill.")}
+    return Version(model, str(found.version), tags, tuple(sorted(found.aliases)), found.run_id or None)
+
+
+def aliases(tracking: Tracking, model: str) -> dict[str, str]:
+    """Version numbers by alias."""
+    with _known(model, "run `potstill register` first"):
+        found = client(tracking).get_registered_model(_quoted(model)).aliases
+    return {str(alias): str(version) for alias, version in found.items()}
+
+
+def find_version(tracking: Tracking, uri: str) -> Version:
+    """The version that `models:/NAME@ALIAS` or `models:/NAME/3` names; raises RecipeError when there is none."""
+    match = re.fullmatch(r"models:/([^/@:]+)(?:@([\w-]+)|/(\d+))", uri)
+    if match is None:
+        raise RecipeError([f"{uri!r}: not a version, expected models:/NAME@ALIAS or models:/NAME/3"])
+    model, alias, number = match.groups()
+    if alias is not None:
+        known = aliases(tracking, model)
+        if alias not in known:
+            have = ", ".join(f"{name} ({version})" for name, version in sorted(known.items())) or "none"
+            raise RecipeError([f"{uri}: {model} has no alias {alias!r}; it has {have}"])
+        number = known[alias]
+    return _version(tracking, model, number)
+
+
+def version_folder(tracking: Tracking, version: Version, cache: Path | None = None) -> Path:
+    """The folder with a version's files: in place where MLflow's artifacts are local, else downloaded to `cache`."""
+    from mlflow.artifacts import download_artifacts
+
+    where = client(tracking).get_model_version_download_uri(version.model, version.version)
+    if where.startswith(("file:", "/")):
+        return Path(download_artifacts(artifact_uri=where, tracking_uri=tracking.uri))
+    root = cache or _default_cache()
+    kept = root / f"{version.model}-{version.version}-{sha256_json([tracking.uri, where])[:12]}"
+    if not kept.is_dir():
+        root.mkdir(parents=True, exist_ok=True)
+        say(f"MLflow: downloading {version.uri}")
+        with tempfile.TemporaryDirectory(dir=root, suffix=".partial") as scratch:
+            download_artifacts(artifact_uri=version.uri, dst_path=scratch, tracking_uri=tracking.uri)
+            Path(scratch).rename(kept)
+            Path(scratch).mkdir()  # what TemporaryDirectory takes away
+    return kept
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "potstill" / "versions"
+
+
+def resolve_model_uri(tracking: Tracking, uri: str, cache: Path | None = None) -> ResolvedVersion:
+    """The version with its artifact folder, verified against its manifest and against the version's own tag."""
+    version = find_version(tracking, uri)
+    root = version_folder(tracking, version, cache)
+    manifest = read_manifest(root / "artifact", "artifact")
+    if manifest.digest != version.tags.get("artifact"):
+        raise ManifestMismatch(
+            f"{version.uri}: the stored artifact is {manifest.digest[:12]}, the version was registered with "
+            f"{version.tags.get('artifact', 'none')[:12]}; register again, and do not serve this one"
+        )
+    return ResolvedVersion(version, root / "artifact", root, manifest.digest)
+
+
+def download_version(tracking: Tracking, uri: str, dest: Path) -> Path:
+    """A copy of a version's artifact folder at `dest` (which must not exist), verified after copying."""
+    resolved = resolve_model_uri(tracking, uri)
+    shutil.copytree(resolved.artifact, dest)
+    read_manifest(dest, "artifact")
+    return dest
+
+
+def refusals(tracking: Tracking, version: Version) -> list[str]:
+    """Why this version may not become champion, from its files rather than its tags; empty when it may."""
+    root = version_folder(tracking, version)
+    try:
+        found = {noun: read_manifest(root / noun, noun) for noun in ("artifact", "report")}
+        report: Json = json.loads((root / "report" / "report.json").read_text())
+    except (ManifestMismatch, OSError, ValueError) as fault:
+        return [f"its stored files cannot be trusted: {fault}"]
+    reasons = [
+        f"the stored {noun} is {found[noun].digest[:12]}, registered was {version.tags.get(noun, 'none')[:12]}"
+        for noun in ("artifact", "report")
+        if found[noun].digest != version.tags.get(noun)
+    ]
+    judged = [each.digest for each in found["report"].inputs if each.role == "artifact"]
+    if found["artifact"].digest not in judged:
+        about = ", ".join(digest[:12] for digest in judged) or "no exported file"
+        reasons.append(f"its report judged {about}, but the artifact that ships is {found['artifact'].digest[:12]}")
+    elif not any(name.startswith("artifact:") for name in report.get("candidates", {})):
+        reasons.append("its report holds no figures of an exported file")
+    if gate_word(report) != "passed":
+        given: Sequence[Any] = report.get("gate", {}).get("reasons") or ["the report gives no reason"]
+        reasons += [f"its gate failed: {each}" for each in given]
+    return reasons
+
+
+def promote(tracking: Tracking, model: str, version: str | None = None, *, by: str, why: str) -> Move:
+    """Make a version (default: the candidate) champion, the old champion `previous`.
+
+    Raises GateRefused unless the report on that very artifact passed its gate, and PotstillError when somebody else
+    moved champion meanwhile. Promoting the champion again changes nothing.
+    """
+    seen = aliases(tracking, model).get(CHAMPION)
+    wanted = find_version(tracking, f"models:/{model}/{version}" if version else f"models:/{model}@{CANDIDATE}")
+    reasons = refusals(tracking, wanted)
+    if reasons:
+        raise GateRefused(f"{wanted.uri} was not promoted", reasons)
+    if wanted.version == seen:
+        return Move("promote", seen, seen, by, why, _now())
+    return _move(tracking, model, Move("promote", wanted.version, seen, by, _short(why), _now()), previous=seen)
+
+
+def rollback(tracking: Tracking, model: str, *, by: str, why: str) -> Move:
+    """Make `previous` champion again, and its own predecessor `previous`; undoes the last promotion.
+
+    The version left behind keeps its number. Raises PotstillError when there is nothing to go back to, and
+    ManifestMismatch when the earlier version's files have been damaged since.
+    """
+    known = aliases(tracking, model)
+    seen, target = known.get(CHAMPION), known.get(PREVIOUS)
+    if seen is None or target is None:
+        raise PotstillError(f"{model}: found no `{PREVIOUS}` version, so nothing to roll back to; promote another")
+    resolve_model_uri(tracking, f"models:/{model}/{target}")
+    behind = _stack(history(tracking, model), target)
+    return _move(tracking, model, Move("rollback", target, seen, by, _short(why), _now()), previous=behind)
+
+
+def _stack(moves: Sequence[Move], champion: str) -> str | None:
+    """The version that was champion before `champion` was promoted, promotions undone by rollbacks left out."""
+    stack: list[str] = []
+    for move in moves:
+        if move.action == "promote":
+            stack.append(move.version)
+        elif stack:
+            stack.pop()
+    while stack and stack[-1] != champion:
+        stack.pop()
+    return stack[-2] if len(stack) > 1 else None
+
+
+def _move(tracking: Tracking, model: str, move: Move, *, previous: str | None) -> Move:
+    """Write `previous` before `champion`: stopped in between, a rollback still goes no further back than it should."""
+    api = client(tracking)
+    _expect_champion(tracking, model, move.before, "before")
+    if previous is None:
+        api.delete_registered_model_alias(model, PREVIOUS)
+    else:
+        api.set_registered_model_alias(model, PREVIOUS, previous)
+    api.set_registered_model_alias(model, CHAMPION, move.version)
+    _expect_champion(tracking, model, move.version, "after")
+    key = f"{HISTORY}{move.at.translate(str.maketrans('', '', ':-+'))}"
+    api.set_registered_model_tag(model, key, json.dumps(asdict(move), ensure_ascii=False))
+    return move
+
+
+def _expect_champion(tracking: Tracking, model: str, expected: str | None, when: str) -> None:
+    found = aliases(tracking, model).get(CHAMPION)
+    if found != expected:
+        raise PotstillError(
+            f"{model}: somebody else moved `{CHAMPION}` {when} this change: found version {found or 'none'}, expected "
+            f"{expected or 'none'}; look at `potstill status` and decide again"
+        )
+
+
+def history(tracking: Tracking, model: str) -> list[Move]:
+    """Every change of champion, oldest first. One tag for each, so that two people's entries both survive."""
+    with _known(model, "run `potstill register` first"):
+        tags = client(tracking).get_registered_model(_quoted(model)).tags
+    return [Move(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(HISTORY)]
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="microseconds")
+
+
+def _short(why: str) -> str:
+    if len(why) > WHY_CHARACTERS:
+        raise RecipeError([f"--why: {len(why)} characters, expected at most {WHY_CHARACTERS}"])
+    return why
