@@ -23,7 +23,7 @@ from potstill.manifest import Manifest, library_versions, read_manifest, sha256_
 from potstill.progress import Progress, say
 from potstill.records import Example
 from potstill.stage import Shared, Upstream
-from potstill.tasks import Constraint
+from potstill.tasks import Task
 
 ARTIFACT = "artifact:"
 CHARACTERS_A_TOKEN = 2.5  # a low guess, so that the context made from it is large enough
@@ -163,7 +163,7 @@ def answers_of(
     candidate: Candidate,
     examples: Sequence[Example],
     *,
-    constraint: Constraint | None,
+    task: Task,
     max_tokens: int,
     stop: Sequence[str],
     dataset_digest: str,
@@ -176,6 +176,7 @@ def answers_of(
     """
     if candidate.open is None:
         return [_recorded(each) for each in examples]
+    constraint = task.constraint()
     key = sha256_json(
         {
             "candidate": candidate.digest, "dataset": dataset_digest, "max_tokens": max_tokens, "stop": list(stop),
@@ -196,7 +197,7 @@ def answers_of(
     if missing:
         if kept:
             say(f"{candidate.name}: {len(examples) - len(missing):,} answers kept from before, {len(missing):,} to go")
-        kept |= _ask(candidate, missing, path)
+        kept |= _ask(candidate, missing, task, path)
     if all(kept[each.id].error for each in examples):
         first = kept[examples[0].id].error
         raise EngineFailure(f"{candidate.name}: none of {len(examples)} requests was answered; the first says: {first}")
@@ -225,7 +226,7 @@ def _read_kept(path: Path) -> dict[str, Answer]:
     return kept
 
 
-def _ask(candidate: Candidate, requests: Sequence[CompletionRequest], path: Path) -> dict[str, Answer]:
+def _ask(candidate: Candidate, requests: Sequence[CompletionRequest], task: Task, path: Path) -> dict[str, Answer]:
     assert candidate.open is not None
     path.parent.mkdir(parents=True, exist_ok=True)
     _end_line(path)
@@ -235,7 +236,7 @@ def _ask(candidate: Candidate, requests: Sequence[CompletionRequest], path: Path
         with Progress(f"answers of {candidate.name}", len(requests)) as progress, path.open("ab") as stream:
             for again in (False, True):
                 due = [each for each in requests if answers[each.id].error] if again else requests
-                for answer in _timed(completer, due):
+                for answer in _timed(completer, due, task):
                     progress.advance(0 if again else 1)
                     answers[answer.id] = answer
                     if answer.error is None:
@@ -255,7 +256,7 @@ def _end_line(path: Path) -> None:
                 stream.write(b"\n")
 
 
-def _timed(completer: Completer, requests: Sequence[CompletionRequest]) -> Iterator[Answer]:
+def _timed(completer: Completer, requests: Sequence[CompletionRequest], task: Task) -> Iterator[Answer]:
     if not requests:
         return
     before = time.perf_counter()
@@ -263,13 +264,16 @@ def _timed(completer: Completer, requests: Sequence[CompletionRequest]) -> Itera
         now = time.perf_counter()
         if completion.id != request.id:
             raise EngineFailure(f"{completer.name}: answered {completion.id} where {request.id} was due; a fault in it")
-        yield replace(_answer(completion), wall_ms=(now - before) * 1000)
+        yield replace(_answer(completion, task), wall_ms=(now - before) * 1000)
         before = now
 
 
-def _answer(completion: Completion) -> Answer:
+def _answer(completion: Completion, task: Task) -> Answer:
+    # An engine that unpacks tool calls leaves the words alone in `text`; the message holds the whole turn.
+    message = completion.message or {}
+    text = task.text_of(message) if message.get("tool_calls") else completion.text
     return Answer(
-        completion.id, completion.text, completion.prompt_tokens, completion.completion_tokens,
+        completion.id, text, completion.prompt_tokens, completion.completion_tokens,
         completion.latency_ms, None, None, completion.error,
     )  # fmt: skip
 

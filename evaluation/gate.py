@@ -91,7 +91,8 @@ def headline(gate: Json, comparisons: Sequence[Json], candidates: Mapping[str, J
     if main is None:
         return {"tone": "unclear", "title": "Nothing could be judged.", "sentences": list(gate["reasons"])}
     what = main["metric"] if main["basis"] == "quality" else f"agreement with the teacher ({main['metric']})"
-    value, low, high = (points(main[key], sign=True) for key in ("difference", "low", "high"))
+    value = points(main["difference"], sign=True)
+    low, high = (f"{main[key] * 100:+.1f}" for key in ("low", "high"))
     title, tone = _title(student, teacher, main, margin)
     sentences = [
         f"Difference in {what} on {main['n']:,} rows of {main['clusters']:,} conversations: {value} [{low}, {high}]."

@@ -44,10 +44,10 @@ class Settings(Section):
     """How a version enters the registry."""
 
     model: str | None = Field(
-        None, pattern=r"^[\w.-]+$", description="registered model; the recipe's name if not given"
+        default=None, pattern=r"^[\w.-]+$", description="registered model; the recipe's name if not given"
     )
-    alias: str = Field("candidate", pattern=r"^[A-Za-z][\w-]*$", description="alias that the new version gets")
-    require_gate: bool = Field(False, description="refuse to register a version whose gate failed")
+    alias: str = Field(default="candidate", pattern=r"^[A-Za-z][\w-]*$", description="alias that the new version gets")
+    require_gate: bool = Field(default=False, description="refuse to register a version whose gate failed")
 
     @field_validator("alias")
     @classmethod

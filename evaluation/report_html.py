@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from potstill.records import Example, Json, Message
 from potstill.tasks import Task
 
 from .report import CORRECT, Predictions
 from .rows import HeldOut
+
+if TYPE_CHECKING:
+    from markupsafe import Markup
 
 TEMPLATE = Path(__file__).with_name("report.html.j2")
 # A page of more rows is slow on a phone; predictions.parquet holds them all.
@@ -52,7 +56,7 @@ def write_html(path: Path, report: Json, rows: HeldOut, predictions: Predictions
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "percent": percent, "points": signed_points, "ms": milliseconds, "size": size, "usd": usd, "count": count,
-        "flat": flattened,
+        "flat": flattened, "breakable": breakable,
     }  # fmt: skip
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
         report=report,
@@ -62,7 +66,7 @@ def write_html(path: Path, report: Json, rows: HeldOut, predictions: Predictions
         differing_total=len(differing),
         kinds={kind: words for kind, words in KINDS.items() if any(each.kind == kind for each in differing)},
         tally={kind: sum(1 for each in differing if each.kind == kind) for kind in KINDS},
-        plot=forest(report["comparisons"], report["settings"]["margin"]),
+        plots=plots_of(report["comparisons"], report["settings"]["margin"]),
         matrices={name: matrix(found) for name, found in report["confusions"].items() if found},
         settings_text=json.dumps(report["settings"], indent=1),
     )
@@ -120,6 +124,14 @@ def _short(text: str) -> str:
     return text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + " …"
 
 
+def plots_of(comparisons: Sequence[Json], margin: float) -> list[Json]:
+    """One plot of the students and one with the base, whose far larger differences would flatten the first."""
+    students = [each for each in comparisons if "base" not in (each["candidate"], each["baseline"])]
+    base = [each for each in comparisons if "base" in (each["candidate"], each["baseline"])]
+    titles = (("The student", students), ("The untrained base (on a scale of its own)", base))
+    return [{"title": title, **forest(group, margin)} for title, group in titles if group]
+
+
 def forest(comparisons: Sequence[Json], margin: float) -> Json:
     """Geometry of the difference plot: x positions on a width of PLOT_WIDTH, the same scale for every row."""
     ends = [0.0, -margin] + [each[key] for each in comparisons for key in ("low", "high")]
@@ -127,7 +139,8 @@ def forest(comparisons: Sequence[Json], margin: float) -> Json:
     left, right = min(ends) - 0.06 * spread, max(ends) + 0.06 * spread
 
     def x(value: float) -> float:
-        return round((value - left) / (right - left) * PLOT_WIDTH, 1)
+        place: float = round((value - left) / (right - left) * PLOT_WIDTH, 1)
+        return place
 
     lines = [
         {**each, "x": x(each["difference"]), "x_low": x(each["low"]), "x_high": x(each["high"])} for each in comparisons
@@ -137,7 +150,7 @@ def forest(comparisons: Sequence[Json], margin: float) -> Json:
     ticks = [value for at in range(first, first + 40) if left <= (value := at * step) <= right]
     return {
         "rows": lines, "zero": x(0.0), "margin": x(-margin), "width": PLOT_WIDTH,
-        "ticks": [{"x": x(value), "share": x(value) / PLOT_WIDTH, "points": f"{value * 100:+g}"} for value in ticks],
+        "ticks": [{"share": x(at) / PLOT_WIDTH, "points": signed_points(at).replace(".0", "")} for at in ticks],
     }  # fmt: skip
 
 
@@ -193,7 +206,15 @@ def percent(share: float | None) -> str:
 
 
 def signed_points(share: float) -> str:
-    return f"{share * 100:+.1f}".replace("-", "−")
+    text = f"{share * 100:+.1f}"
+    return text[1:] if float(text) == 0 else text.replace("-", "−")
+
+
+def breakable(text: str) -> Markup:
+    """The text, escaped, with places to break after the underscores of a label and the commas of JSON."""
+    from markupsafe import Markup, escape
+
+    return Markup(str(escape(text)).replace("_", "_<wbr>").replace(",", ",<wbr>"))
 
 
 def milliseconds(value: float | None) -> str:
@@ -209,7 +230,10 @@ def size(bytes_: int | None) -> str:
 
 
 def usd(value: float | None) -> str:
-    return "–" if value is None else f"${value:.2f}" if value >= 0.1 else f"${value:.2g}"
+    if value is None or value == 0:
+        return "–" if value is None else "$0"
+    digits = 2 if value >= 0.1 else 1 - math.floor(math.log10(value))  # two significant ones
+    return f"${value:,.{digits}f}"
 
 
 def count(value: float | None) -> str:

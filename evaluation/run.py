@@ -50,6 +50,8 @@ NEEDS: tuple[Noun, ...] = ("dataset", "adapter", "artifact")
 # More failed requests than this say that the engine is broken, not that the model is poor.
 MAX_FAILED = 0.01
 
+DATASET_FACTS = ("rows", "steps", "rejections", "redacted", "leakage")
+
 Share = Annotated[float, Field(ge=0, le=1)]
 Price = Annotated[float | None, Field(ge=0)]
 
@@ -128,7 +130,7 @@ def evaluate(
     task, contract = shared.task(), Contract.read(upstream["artifact"])
     answers = {
         each.name: answers_of(
-            each, rows.examples, constraint=task.constraint(), max_tokens=contract.max_tokens, stop=contract.stop,
+            each, rows.examples, task=task, max_tokens=contract.max_tokens, stop=contract.stop,
             dataset_digest=manifests["dataset"].digest, cache=shared.cache_dir,
         )
         for each in candidates
@@ -233,7 +235,10 @@ def assemble(
         },
         "settings": settings.model_dump(mode="json"),
         "seed": settings.seed,
-        "dataset": {"digest": manifests["dataset"].digest, "facts": manifests["dataset"].facts},
+        "dataset": {
+            "digest": manifests["dataset"].digest,
+            **{key: manifests["dataset"].facts.get(key, {}) for key in DATASET_FACTS},
+        },
         "lineage": lineage(settings, manifests),
     }
 

@@ -127,6 +127,10 @@ def paired_difference(
     if wins + losses < fewest_differing(how.alpha):
         low = min(low, -wilson(losses, count, how.alpha)[1])
         high = max(high, wilson(wins, count, how.alpha)[1])
+    elif high - low < 1e-12:
+        # Every conversation differs alike: what the next one does is bounded by their number alone.
+        unseen = wilson(0, count, how.alpha)[1]
+        low, high = max(-1.0, low - unseen), min(1.0, high + unseen)
     return Difference(metric.name, value, low, high, len(first), count, wins, losses)
 
 

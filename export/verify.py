@@ -18,8 +18,8 @@ from potstill.completers.llama_cpp import LlamaCppCompleter
 from potstill.contract import Contract, first_difference, golden_differences
 from potstill.engine import Engine
 from potstill.errors import ParityMismatch, PotstillError
-from potstill.gguf_file import read_gguf_metadata
 from potstill.manifest import write_atomically
+from potstill.models import read_gguf_field
 from potstill.progress import say, track
 from potstill.records import Example, Json
 from potstill.tasks import Task
@@ -53,10 +53,11 @@ def verify_file(
     Raises ParityMismatch before answering when the template or a golden prompt differs.
     """
     check_template(file, contract)
-    completer = LlamaCppCompleter(file, parallel=PARALLEL, context=contract.window)
+    own = [chat.golden(tokenizer, each.messages, each.tools) for each in examples]
+    longest = max(len(each.token_ids) for each in own) + contract.max_tokens
+    completer = LlamaCppCompleter(file, parallel=PARALLEL, context=max(contract.window, longest))
     try:
         check_golden(completer.engine, contract)
-        own = [chat.golden(tokenizer, each.messages, each.tools) for each in examples]
         prompts = [
             f"row {example.id}: {fault}"
             for example, wanted in zip(examples, own, strict=True)
@@ -69,7 +70,7 @@ def verify_file(
 
 def check_template(file: Path, contract: Contract) -> None:
     """Raise ParityMismatch unless the file holds exactly the contract's chat template."""
-    found = str(read_gguf_metadata(file).get("tokenizer.chat_template"))
+    found = str(read_gguf_field(file, "tokenizer.chat_template"))
     if found != contract.chat_template:
         raise ParityMismatch(
             f"{file.name}: chat template {first_difference(contract.chat_template, found)}; export the adapter again"

@@ -182,7 +182,9 @@ def main() -> int:
     for name, rows in (("usable", messages), ("calls", calls), ("examples", choose_examples(messages, calls))):
         labels = dict(Counter(each.gold for each in rows))
         sources = dict(Counter(each.source for each in rows))
-        print(f"{name}: {len(rows)} messages, {len({each.conversation for each in rows})} conversations", sources, labels)
+        print(
+            f"{name}: {len(rows)} messages, {len({each.conversation for each in rows})} conversations", sources, labels
+        )
     return 0
 
 

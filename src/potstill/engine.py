@@ -8,6 +8,7 @@ The child ends with this process, however this process ends. Nothing here import
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import subprocess
@@ -82,10 +83,8 @@ class Engine:
     def stop(self) -> None:
         """End the engine and wait for it; safe to call twice."""
         if self.process.stdin is not None:
-            try:
+            with contextlib.suppress(OSError):  # the child closed its end first
                 self.process.stdin.close()
-            except OSError:
-                pass  # the child closed its end first
         if self.alive():
             self.process.terminate()
             try:
@@ -173,9 +172,7 @@ class Engine:
         return EngineFailure(f"engine for {self.model} {what}{state}; the end of its log: {tail}")
 
 
-def _spawn(
-    model: Path, parallel: int, context: int, threads: int, port: int, log: Path
-) -> subprocess.Popen[bytes]:
+def _spawn(model: Path, parallel: int, context: int, threads: int, port: int, log: Path) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "potstill.engine_child", "--model", str(model), "--port", str(port)]
     command += ["--parallel", str(parallel), "--context", str(context), "--threads", str(threads)]
     command += ["--parent", str(os.getpid())]

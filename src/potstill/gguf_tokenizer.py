@@ -14,6 +14,11 @@ from potstill.errors import PotstillError
 from potstill.records import Json
 
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
+# Llama 3's expression, as its tokenizer.json publishes it.
+LLAMA3_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|"
+    r"\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 SPECIAL_IDS = {"bos": "bos", "eos": "eos", "unk": "unknown", "pad": "padding"}
 
 
@@ -64,6 +69,36 @@ def pre_tokenizer_name(tokenizer: Json) -> str:
         f"GGUF: the tokenizer cuts text by {' + '.join(map(str, kinds))}, which has no known name in llama.cpp here; "
         "known are GPT-2's, SmolLM2's and Llama 3's: choose such a base, or serve the adapter folder"
     )
+
+
+def restore_pre_tokenizer(tokenizer: Any, name: str) -> None:
+    """Set a transformers tokenizer that was made from a GGUF to cut text by llama.cpp's `name` (tokenizer.ggml.pre).
+
+    transformers gives every byte-level GGUF the GPT-2 way, so that SmolLM2 would meet "a  1" in tokens that its
+    pretraining never made. Raises PotstillError for a name that cannot be restored.
+    """
+    from tokenizers import Regex, pre_tokenizers
+
+    steps: dict[str, list[Any]] = {
+        "gpt-2": [_byte_level(use_regex=True)],
+        "smollm": [pre_tokenizers.Digits(individual_digits=True), _byte_level(use_regex=True)],
+        "llama-bpe": [pre_tokenizers.Split(Regex(LLAMA3_PATTERN), "isolated"), _byte_level(use_regex=False)],
+    }
+    if name not in steps:
+        raise PotstillError(
+            f"base_model: the GGUF cuts text by {name!r}; known are {', '.join(steps)}; "
+            "give the same model as a hub id or a folder"
+        )
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = steps[name][0] if len(steps[name]) == 1 else pre_tokenizers.Sequence(steps[name])
+    if name == "llama-bpe":
+        backend.model.ignore_merges = True
+
+
+def _byte_level(*, use_regex: bool) -> Any:
+    from tokenizers import pre_tokenizers
+
+    return pre_tokenizers.ByteLevel(add_prefix_space=False, trim_offsets=True, use_regex=use_regex)
 
 
 def _read(path: Path) -> Json:

@@ -41,10 +41,10 @@ class Node:
     def to_text(self) -> str:
         """The tree towards the origins, then the one towards what was made of it; each thing is opened once."""
         lines = [_label(self)]
-        _draw(lines, self.made_from, "", "made_from", {self.digest})
+        _draw(lines, self.made_from, "", "made_from", {(self.kind, self.digest)})
         if self.made_into:
             lines.append("made into:")
-            _draw(lines, self.made_into, "", "made_into", {self.digest})
+            _draw(lines, self.made_into, "", "made_into", {(self.kind, self.digest)})
         return "\n".join(lines)
 
     def origins(self) -> list[Node]:
@@ -59,25 +59,27 @@ def _label(node: Node) -> str:
     return f"{node.kind} {node.digest[:12]}  {node.path}".rstrip()
 
 
-def _draw(lines: list[str], nodes: Sequence[Node], indent: str, way: str, opened: set[str]) -> None:
+def _draw(lines: list[str], nodes: Sequence[Node], indent: str, way: str, opened: set[tuple[str, str]]) -> None:
     for at, node in enumerate(nodes):
         last = at == len(nodes) - 1
         below: tuple[Node, ...] = getattr(node, way)
-        again = bool(below) and node.digest in opened
+        again = bool(below) and (node.kind, node.digest) in opened
         lines.append(f"{indent}{'└─ ' if last else '├─ '}{_label(node)}{'  (see above)' if again else ''}")
         if not again:
-            opened.add(node.digest)
+            opened.add((node.kind, node.digest))
             _draw(lines, below, indent + ("   " if last else "│  "), way, opened)
 
 
 @dataclass(frozen=True, slots=True)
 class _Known:
-    """Every manifest found: folder and manifest, the first of equal ones standing for all."""
+    """Every manifest found, folder and manifest."""
 
     folders: tuple[tuple[Path, Manifest], ...]
 
-    def by_digest(self, digest: str) -> tuple[Path, Manifest] | None:
-        return next(((path, found) for path, found in self.folders if found.digest == digest), None)
+    def find(self, digest: str, path: str = "") -> tuple[Path, Manifest] | None:
+        """The folder with this content; of several (other settings, same files) the one at `path`, else the first."""
+        same = [(folder, found) for folder, found in self.folders if found.digest == digest]
+        return next((each for each in same if str(each[0]) == path), same[0] if same else None)
 
 
 def lineage(thing: str, work_dir: Path, tracking_uri: str | None = None) -> Node:
@@ -116,7 +118,7 @@ def _of_version(uri: str, known: _Known, tracking_uri: str | None) -> Node:
     version = find_version(tracking, uri)
     root = version_folder(tracking, version)
     copies = [(path.parent, read_manifest(path.parent, verify=False)) for path in sorted(root.glob(f"*/{MANIFEST}"))]
-    known = _Known((*known.folders, *copies))
+    known = _Known((*copies, *known.folders))  # its own first: equal content can have another origin
     made_from = []
     for noun in ("report", "artifact"):
         if digest := version.tags.get(noun):
@@ -137,7 +139,7 @@ def _of_folder(path: Path, manifest: Manifest, known: _Known) -> Node:
 
 def _origin(source: Input, known: _Known, below: tuple[str, ...] = ()) -> Node:
     """The node of an input, opened as far as manifests are known; `below` guards against a circle."""
-    found = known.by_digest(source.digest)
+    found = known.find(source.digest, source.path)
     if found is None or source.digest in below:
         return Node(source.role, source.digest, source.path)
     path, manifest = found
@@ -148,11 +150,13 @@ def _origin(source: Input, known: _Known, below: tuple[str, ...] = ()) -> Node:
 def _made_of(digest: str, known: _Known, above: tuple[str, ...] = ()) -> tuple[Node, ...]:
     if digest in above:
         return ()
-    made: dict[str, Node] = {}
+    made: dict[tuple[str, ...], Node] = {}
     for path, manifest in known.folders:
-        if manifest.digest not in made and any(each.digest == digest for each in manifest.inputs):
+        sources = [each.digest for each in manifest.inputs]
+        identity = (manifest.digest, *sources)  # equal files made from other inputs are another thing
+        if digest in sources and identity not in made:
             into = _made_of(manifest.digest, known, (*above, digest))
-            made[manifest.digest] = Node(manifest.kind, manifest.digest, str(path), made_into=into)
+            made[identity] = Node(manifest.kind, manifest.digest, str(path), made_into=into)
     return tuple(made.values())
 
 
@@ -167,7 +171,7 @@ def _of_digest(prefix: str, thing: str, known: _Known) -> Node:
         if manifest.digest.startswith(prefix):
             found.setdefault(manifest.digest, _of_folder(path, manifest, known))
         for each in manifest.inputs:
-            if each.digest.startswith(prefix) and known.by_digest(each.digest) is None:
+            if each.digest.startswith(prefix) and known.find(each.digest) is None:
                 found.setdefault(each.digest, Node(each.role, each.digest, each.path, (), _made_of(each.digest, known)))
         for name, entry in manifest.files.items():
             digest = str(entry["sha256"])

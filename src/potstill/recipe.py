@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,7 +105,10 @@ def recipe_model(sections: Mapping[str, type[BaseModel]]) -> type[BaseModel]:
     fields: dict[str, Any] = {
         key: (model, model.model_construct() if _has_no_required(model) else ...) for key, model in sections.items()
     }
-    return create_model("Recipe", __base__=SharedSettings, **fields)
+    with warnings.catch_warnings():
+        # `register` is also a method of pydantic's metaclass; as a field it is ours to name.
+        warnings.filterwarnings("ignore", message='Field name "register"')
+        return create_model("Recipe", __base__=SharedSettings, **fields)
 
 
 def _has_no_required(model: type[BaseModel]) -> bool:

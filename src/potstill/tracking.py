@@ -13,6 +13,7 @@ import math
 import os
 import re
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +30,7 @@ from potstill.records import Json
 DIGEST_DIGITS = 32  # MLflow keeps at most 36 characters of a dataset's digest
 METRICS_A_BATCH = 1000  # MLflow's limits for one call
 PARAMS_A_BATCH = 100
-NOISY = ("alembic", "mlflow.store.db.utils", "mlflow.tracking.fluent")
+NOISY = ("alembic", "mlflow.store.db.utils", "mlflow.store.model_registry.abstract_store", "mlflow.tracking.fluent")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +98,8 @@ def open_tracking(uri: str) -> Tracking:
     """
     os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
     os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+    os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"  # standard output belongs to `--json`
+    os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
     path = _database(uri)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +147,8 @@ def experiment_id(tracking: Tracking, name: str) -> str:
         root = tracking.artifact_root
         where = None if root is None else (root / quote(name, safe="")).as_uri()
         try:
-            return str(api.create_experiment(name, artifact_location=where, tags={"potstill.recipe": name}))
+            tags = {"potstill.recipe": name, "mlflow.experimentKind": "custom_model_development"}
+            return str(api.create_experiment(name, artifact_location=where, tags=tags))
         except MlflowException:  # somebody else made it in between
             found = api.get_experiment_by_name(name)
             if found is None:
@@ -281,7 +285,9 @@ def _log_datasets(tracking: Tracking, run_id: str, datasets: Sequence[DatasetUse
 
     entries = []
     for each in datasets:
-        source = resolve_dataset_source(each.path)
+        with warnings.catch_warnings():  # MLflow knows local files under two equal names, and says so each time
+            warnings.simplefilter("ignore", UserWarning)
+            source = resolve_dataset_source(each.path)
         dataset = MetaDataset(source, name=each.name, digest=each.short)  # type: ignore[abstract]
         tags = [InputTag("mlflow.data.context", each.context), InputTag("potstill.digest", each.digest)]
         entries.append(DatasetInput(dataset._to_mlflow_entity(), tags))

@@ -119,7 +119,7 @@ def candidate_metrics(figures: Json) -> dict[str, float]:
             f"{side}.{k}": float(score[k]) for k in ("low", "high", "n") if isinstance(score.get(k), (int, float))
         }
     latency = figures.get("latency_ms") or {}
-    found |= {f"latency_{name}_ms": value for name, value in flat_numbers(latency).items()}
+    found |= {f"latency_{name}_ms": value for name, value in flat_numbers(latency).items() if name != "n"}
     rest = {key: value for key, value in figures.items() if key not in ("quality", "agreement", "latency_ms")}
     return found | flat_numbers(rest)
 

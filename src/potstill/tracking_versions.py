@@ -281,8 +281,10 @@ def refusals(tracking: Tracking, version: Version) -> list[str]:
     if found["artifact"].digest not in judged:
         about = ", ".join(digest[:12] for digest in judged) or "no exported file"
         reasons.append(f"its report judged {about}, but the artifact that ships is {found['artifact'].digest[:12]}")
-    elif not any(name.startswith("artifact:") for name in report.get("candidates", {})):
-        reasons.append("its report holds no figures of an exported file")
+    elif ",".join(judged) != version.tags.get("report_on"):
+        reasons.append("its report's manifest names another artifact than it did when it was registered")
+    elif not (shipped_candidate(report) or "").startswith("artifact:"):
+        reasons.append(f"its gate judged {shipped_candidate(report) or 'nothing'}, and not an exported file")
     if gate_word(report) != "passed":
         given: Sequence[Any] = report.get("gate", {}).get("reasons") or ["the report gives no reason"]
         reasons += [f"its gate failed: {each}" for each in given]

@@ -47,7 +47,9 @@ class LlamaCppCompleter:
     def complete(self, requests: Sequence[CompletionRequest]) -> Iterator[Completion]:
         for completion in self._http.complete(requests):
             if completion.error is not None and not self.engine.alive():
-                lost = f"the engine died ({completion.error}); the end of its log: {self.engine.log_tail() or 'nothing'}"
+                lost = (
+                    f"the engine died ({completion.error}); the end of its log: {self.engine.log_tail() or 'nothing'}"
+                )
                 yield replace(completion, error=lost)
             else:
                 yield completion

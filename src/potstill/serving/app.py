@@ -125,7 +125,9 @@ async def _answer(server: Server, call: Call) -> Response:
 async def _finish(server: Server, call: Call) -> None:
     """The order of an answer, whether whole or streamed."""
     call.response = _named(server, call, "chat.completion") | {
-        key: call.response[key] for key in ("created", "choices", "usage")
+        "created": call.response.get("created"),
+        "choices": call.response["choices"],
+        "usage": call.response.get("usage") or {},
     }
     validate_output(call, server.served.task)
     meter(call, server.meter)
@@ -155,7 +157,8 @@ async def _streamed(server: Server, call: Call) -> Response:
             async for chunk in chunks:
                 yield _event(head | chunk | usage)
             if call.wants_usage:
-                yield _event(head | {"created": call.response["created"], "choices": [], "usage": call.response["usage"]})
+                whole = call.response
+                yield _event(head | {"created": whole["created"], "choices": [], "usage": whole["usage"]})
             yield b"data: [DONE]\n\n"
         except RequestRefused as refused:
             call.status = refused.status
@@ -209,7 +212,8 @@ class _Stream(StreamingResponse):
 async def _models(server: Server, http: Request) -> Response:
     authenticate(http, server.keys)
     model = {"id": server.name, "object": "model", "created": 0, "owned_by": "potstill"}
-    return json_response({"object": "list", "data": [model | {"artifact": server.artifact, "format": server.served.format}]})
+    model |= {"artifact": server.artifact, "format": server.served.format}
+    return json_response({"object": "list", "data": [model]})
 
 
 async def _feedback(server: Server, http: Request) -> Response:

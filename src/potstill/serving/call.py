@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from time import monotonic
 from uuid import uuid4
 
 from starlette.requests import Request
@@ -20,7 +20,7 @@ class Call:
     http: Request
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid4().hex}")
     time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
-    started: float = field(default_factory=time.monotonic)
+    started: float = field(default_factory=monotonic)
     key: str = ""
     body: Json = field(default_factory=dict)
     upstream: Json = field(default_factory=dict)
@@ -39,4 +39,4 @@ class Call:
 
     @property
     def seconds(self) -> float:
-        return time.monotonic() - self.started
+        return monotonic() - self.started

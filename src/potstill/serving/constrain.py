@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from potstill.completers.openai_form import llama_constraint
 from potstill.contract import Contract
 from potstill.records import Json, canonical_json
 from potstill.serving.call import Call
@@ -37,7 +38,7 @@ def constrain(call: Call, contract: Contract, constraint: Constraint | None) -> 
             upstream["response_format"] = wanted
         return
     _refuse_what_the_task_is_not(body, wanted, constraint)
-    upstream |= decoding_of(constraint)
+    upstream |= llama_constraint(constraint)
 
 
 def _refuse_what_the_task_is_not(body: Json, wanted: Json, constraint: Constraint) -> None:
@@ -58,15 +59,3 @@ def _refuse_what_the_task_is_not(body: Json, wanted: Json, constraint: Constrain
         f"response_format: found {kind!r}, but this model answers with {what}; leave response_format out",
         param="response_format",
     )
-
-
-def decoding_of(constraint: Constraint) -> Json:
-    """The engine's own fields (llama.cpp: a GBNF grammar or a JSON Schema) for a constraint."""
-    if constraint.kind == "json_schema":
-        return {"json_schema": constraint.schema}
-    return {"grammar": "root ::= " + " | ".join(_literal(choice) for choice in constraint.choices)}
-
-
-def _literal(text: str) -> str:
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "\\r")
-    return f'"{escaped}"'

@@ -36,9 +36,8 @@ class RequestRefused(PotstillError):
 
 def engine_unavailable(detail: str) -> RequestRefused:
     """503: the engine is away and is being restarted."""
-    return RequestRefused(
-        503, f"{detail}; it is being restarted, try again", kind="server_error", code="engine_unavailable", retry_after_s=1
-    )
+    message = f"{detail}; it is being restarted, try again"
+    return RequestRefused(503, message, kind="server_error", code="engine_unavailable", retry_after_s=1)
 
 
 def json_response(body: Json, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -27,9 +27,7 @@ class FeedbackBody(StrictBody):
     by: str | None = Field(None, max_length=200)
 
 
-async def accept_feedback(
-    http: Request, key: str, task: Task, log: CaptureLog | None, max_body_bytes: int
-) -> Feedback:
+async def accept_feedback(http: Request, key: str, task: Task, log: CaptureLog | None, max_body_bytes: int) -> Feedback:
     """Check and write one feedback; it is on the disk when this returns. Raises RequestRefused 400, 404 or 422."""
     body: FeedbackBody = checked(FeedbackBody, await read_json(http, max_body_bytes))
     if log is None:

@@ -20,5 +20,5 @@ def _plain(message: Message) -> Message:
     """Only what templates read, with text parts joined: the rule and the templates compare plain text."""
     kept = {key: message[key] for key in _KEPT if message.get(key) is not None}
     content = message.get("content")
-    kept["content"] = "\n".join(part["text"] for part in content) if isinstance(content, list) else content
+    kept["content"] = "\n".join(part["text"] for part in content) if isinstance(content, list) else content or ""
     return kept

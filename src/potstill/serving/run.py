@@ -67,7 +67,7 @@ def running_server(
     """A server in a thread of this process for as long as the block runs; port 0 picks a free one."""
     with _prepared(artifact, settings, name, capture_dir, redact) as (server, listening):
         running = _uvicorn(server)
-        thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, name="potstill-serve", daemon=True)
+        thread = threading.Thread(target=running.run, args=([listening],), name="potstill-serve", daemon=True)
         thread.start()
         try:
             while not running.started:

@@ -15,24 +15,25 @@ KeySource = Annotated[VariableName | PathText, Field(union_mode="left_to_right")
 class CaptureSettings(Section):
     """Which exchanges are written down, and how surely."""
 
-    dir: PathText | None = Field(None, description="folder of the captured files; unset: in the work folder")
-    sample: float = Field(1.0, ge=0.0, le=1.0, description="share of the answers that are captured")
-    durable: bool = Field(False, description="on the disk before the answer is acknowledged")
-    redact: bool = Field(True, description="replace e-mail addresses, phone numbers, keys and the like")
+    dir: Annotated[PathText | None, Field(description="folder of the files; unset: in the work folder")] = None
+    sample: Annotated[float, Field(ge=0.0, le=1.0, description="share of the answers that are captured")] = 1.0
+    durable: Annotated[bool, Field(description="on the disk before the answer is acknowledged")] = False
+    redact: Annotated[bool, Field(description="replace e-mail addresses, phone numbers, keys and the like")] = True
 
 
 class ServeSettings(Section):
     """Closed by default: loopback only, and wider only with keys."""
 
     host: str = "127.0.0.1"
-    port: int = Field(8080, ge=0, le=65535, description="0 picks a free one")
-    keys: tuple[KeySource, ...] = Field(
-        (), description="each the NAME of an environment variable holding a key, or a file of `sha256 name` lines"
-    )
-    capture: CaptureSettings | None = Field(CaptureSettings(), description="null: nothing is captured")
-    format: str | None = Field(None, description="which file of the artifact, as gguf-q8_0; unset: the smallest")
-    slots: int = Field(4, ge=1, le=256, description="requests decoded together")
-    threads: int | None = Field(None, ge=1, description="of the engine; unset: every core")
-    max_body_bytes: int = Field(1_000_000, ge=1)
-    request_timeout_s: float = Field(60.0, gt=0)
-    constrain: bool = Field(True, description="let the engine write only what the task calls a valid answer")
+    port: Annotated[int, Field(ge=0, le=65535, description="0 picks a free one")] = 8080
+    keys: Annotated[
+        tuple[KeySource, ...],
+        Field(description="each the NAME of a variable holding a key, or a file of `sha256 name`"),
+    ] = ()
+    capture: Annotated[CaptureSettings | None, Field(description="null: nothing is captured")] = CaptureSettings()
+    format: Annotated[str | None, Field(description="file of the artifact, as gguf-q8_0; unset: the smallest")] = None
+    slots: Annotated[int, Field(ge=1, le=256, description="requests decoded together")] = 4
+    threads: Annotated[int | None, Field(ge=1, description="of the engine; unset: every core")] = None
+    max_body_bytes: Annotated[int, Field(ge=1)] = 1_000_000
+    request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    constrain: Annotated[bool, Field(description="write only what the task calls a valid answer")] = True

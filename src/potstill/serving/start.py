@@ -89,7 +89,7 @@ def start_engine(served: Served, *, slots: int, threads: int | None) -> Engine:
 def check_parity(engine: Engine, contract: Contract) -> None:
     """Hold template, rendered golden prompts and their token ids against the engine's own; raises ParityMismatch."""
     if not contract.golden:
-        raise ParityMismatch("the contract holds no golden prompts, so nothing shows that the tokens agree; export again")
+        raise ParityMismatch("the contract holds no golden prompts: nothing shows that the tokens agree; export again")
     faults = []
     template = str(_get(engine, "/props").get("chat_template") or "")
     if template != contract.chat_template:

@@ -94,9 +94,8 @@ async def validate_input(call: Call, max_body_bytes: int) -> None:
         raise RequestRefused(400, "stream_options: only allowed with stream=true", param="stream_options")
     for at, message in enumerate(call.body["messages"]):
         if message["role"] != "assistant" and message.get("content") is None:
-            raise RequestRefused(
-                400, f"messages.{at}.content: missing; a {message['role']} message needs text", param=f"messages.{at}.content"
-            )
+            where = f"messages.{at}.content"
+            raise RequestRefused(400, f"{where}: missing; a {message['role']} message needs text", param=where)
 
 
 async def read_json(http: Request, max_body_bytes: int) -> Json:

@@ -1,0 +1,102 @@
+"""The `potstill` command: arguments here, work in `potstill.commands`, heavy imports later still.
+
+Exit codes: 0 done, 2 bad usage or recipe, 3 gate refused, 4 input damaged, 1 any other fault.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from potstill import __version__
+from potstill.errors import PotstillError
+
+STAGES = {
+    "run": "every stage whose inputs or settings changed",
+    "distill": "traffic -> dataset",
+    "train": "dataset -> adapter (after distill where needed)",
+    "export": "adapter -> artifact, verified",
+    "evaluate": "candidates on the held-out rows -> report and gate",
+    "register": "report -> version in MLflow",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """All commands with their arguments."""
+    root = argparse.ArgumentParser(
+        prog="potstill", description="Turn the traffic of a large model into a small model that is proven as good."
+    )
+    root.add_argument("--version", action="version", version=f"potstill {__version__}")
+    commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, what in STAGES.items():
+        command = _recipe_command(commands, name, what, "stages:run")
+        command.add_argument("--dry-run", action="store_true", help="say what would be done and why, compute nothing")
+        command.add_argument(
+            "--no-track", action="store_true", help="log no run to MLflow for the stages before register"
+        )
+    _recipe_command(
+        commands, "check", "validate a recipe and its inputs; show settings, origins, one row, memory", "look:check"
+    )
+    _recipe_command(commands, "status", "which folders are finished and which stages would run", "look:status")
+
+    serve = _command(commands, "serve", "serve an artifact folder or models:/NAME@ALIAS", "serve:serve_command")
+    serve.add_argument("artifact", help="artifact folder, or models:/NAME@ALIAS")
+    serve.add_argument("--recipe", help="take the serve section (and MLflow address) from this recipe")
+    serve.add_argument("--tracking-uri", help="MLflow address for models:/ (default: that of --recipe, or ./work)")
+    serve.add_argument("overrides", nargs="*", metavar="key=value", help="settings of serve, such as port=9000")
+
+    for name, what in (("promote", "move champion to a version whose gate passed"), ("rollback", "move champion back")):
+        move = _command(commands, name, what, f"registry:{name}_command")
+        move.add_argument("model", help="registered model, NAME or models:/NAME/VERSION")
+        move.add_argument("--why", required=True, help="kept in the history")
+        move.add_argument("--by", help="who (default: the user of this machine)")
+        move.add_argument("--tracking-uri", help="MLflow address (default: ./work/mlflow.db)")
+
+    lineage = _command(commands, "lineage", "where a thing comes from and what was made of it", "look:lineage_command")
+    lineage.add_argument("thing", help="a folder, a file, a hash, or models:/NAME@ALIAS")
+    lineage.add_argument("--work-dir", default="work", help="where the folders of all recipes stand")
+    lineage.add_argument("--tracking-uri", help="MLflow address (default: that of the working folder)")
+
+    _command(commands, "doctor", "what this machine has, and what that allows", "look:doctor")
+    schema = _command(commands, "schema", "JSON Schema of a recipe, for editors", "look:schema")
+    schema.add_argument("--out", help="write it to this file instead")
+    return root
+
+
+def _command(commands: Any, name: str, what: str, where: str) -> argparse.ArgumentParser:
+    command: argparse.ArgumentParser = commands.add_parser(name, help=what, description=what)
+    command.add_argument("--json", action="store_true", help="result as one JSON object on standard output")
+    command.set_defaults(where=where)
+    return command
+
+
+def _recipe_command(commands: Any, name: str, what: str, where: str) -> argparse.ArgumentParser:
+    command = _command(commands, name, what, where)
+    command.add_argument("recipe", help="path of the recipe (YAML)")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="such as train.epochs=3")
+    return command
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code."""
+    arguments = parser().parse_args(argv)
+    module, _, function = arguments.where.partition(":")
+    try:
+        run = getattr(importlib.import_module(f"potstill.commands.{module}"), function)
+        return int(run(arguments))
+    except PotstillError as fault:
+        if getattr(arguments, "json", False):
+            print(json.dumps({"error": type(fault).__name__, "message": str(fault)}))
+        print(f"potstill: {fault}" if "\n" not in str(fault) else str(fault), file=sys.stderr)
+        return fault.exit_code
+    except KeyboardInterrupt:
+        print("potstill: stopped; finished folders are kept, an unfinished training goes on next time", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

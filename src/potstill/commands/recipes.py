@@ -1,0 +1,24 @@
+"""Reading a recipe for a command: the sections of all stages and of the server."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from potstill.recipe import Recipe, load_recipe
+from potstill.serving.settings import ServeSettings
+from potstill.stage_finder import stage_modules
+
+
+def sections(modules: dict[str, Any]) -> dict[str, type[BaseModel]]:
+    """The settings model of every section of a recipe."""
+    return {section: module.Settings for section, module in modules.items()} | {"serve": ServeSettings}
+
+
+def read(path: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Any]]:
+    """A recipe with the stage modules that it is for; raises RecipeError with every fault."""
+    modules = stage_modules()
+    return load_recipe(Path(path), overrides, sections(modules)), modules

@@ -1,0 +1,230 @@
+"""The training itself: TRL's SFTTrainer as the frame, our rows, our optimiser, our checks.
+
+TRL pads or flattens a batch; we hand it ready blocks instead (ids, labels, restarting position ids), so that a step
+multiplies real tokens only and attention stays within short blocks. The loss is TRL's fused one, which builds logits
+for supervised tokens alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from potstill.completers import CompletionRequest
+from potstill.completers.transformers import TransformersCompleter
+from potstill.contract import Contract
+from potstill.errors import NothingLearned
+from potstill.progress import say
+from potstill.records import Example, Json
+from potstill.stage import Shared
+
+from .model import student
+from .optimizer import MasterAdamW
+from .rows import Row, Tokenised, block_columns, make_blocks, pack_length_for
+from .watch import Watch, last_checkpoint
+
+if TYPE_CHECKING:
+    from .run import Settings
+
+
+def fit(
+    settings: Settings,
+    shared: Shared,
+    base: Path,
+    tokenizer: Any,
+    rows: Tokenised,
+    held: Tokenised,
+    validation: Sequence[Example],
+    out: Path,
+) -> Json:
+    """Train and leave the best adapter in `out/adapter`; returns the figures for the manifest."""
+    from .run import resolved_quantization
+
+    quantization = resolved_quantization(settings)
+    model = student(
+        base,
+        quantization=quantization,
+        rank=settings.lora.rank,
+        alpha=settings.lora.alpha,
+        dropout=settings.lora.dropout,
+        seed=settings.seed,
+    )
+    length = (
+        pack_length_for(rows.rows, settings.window) if settings.packing else max(len(r.token_ids) for r in rows.rows)
+    )
+    blocks = blocks_of(settings, rows.rows, length)
+    plan = plan_steps(settings, len(blocks), length)
+    score = Scorer(shared, model, tokenizer, validation, settings.score_rows, Contract.read(out))
+    watch = Watch(out / "trainer_log.jsonl", plan["steps"], rows.tokens * settings.epochs / max(plan["steps"], 1))
+    trainer = make_trainer(settings, model, tokenizer, blocks, blocks_of(settings, held.rows, length), plan, score, out)
+    trainer.add_callback(watch.callback())
+
+    checkpoint = last_checkpoint(out / "checkpoints")
+    say(
+        f"training {len(rows.rows):,} rows ({rows.tokens:,} tokens, {rows.supervised_tokens:,} learnt) in "
+        f"{len(blocks):,} blocks of {length}, {plan['steps']:,} steps"
+        + (f", going on from {checkpoint.name}" if checkpoint else "")
+    )
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    learnt = watch.verdict()
+    model.save_pretrained(out / "adapter")
+    (out / "adapter" / "README.md").unlink(missing_ok=True)  # peft's template card; ours is the manifest
+    return learnt | {
+        "quantization": quantization,
+        "blocks": len(blocks),
+        "block_length": length,
+        "packing_share": round(rows.tokens / (len(blocks) * length), 4),
+        "tokens_an_epoch": rows.tokens,
+        "supervised_tokens_an_epoch": rows.supervised_tokens,
+        "best_checkpoint_step": trainer.state.best_global_step,
+    }
+
+
+def blocks_of(settings: Settings, rows: Sequence[Row], length: int) -> list[list[Row]]:
+    """Packed blocks, or one row a block."""
+    return make_blocks(rows, length, settings.seed) if settings.packing else [[row] for row in rows]
+
+
+def plan_steps(settings: Settings, blocks: int, length: int) -> dict[str, int]:
+    """Blocks a step, steps in all, and steps between evaluations."""
+    a_step = max(1, min(round(settings.batch_tokens / length), blocks))
+    steps = settings.max_steps or max(1, math.ceil(math.ceil(blocks / a_step) * settings.epochs))
+    return {"blocks_a_step": a_step, "steps": steps, "eval_steps": max(1, steps // settings.evals)}
+
+
+class Scorer:
+    """The task's primary metric on generated answers to the first validation rows (chosen once, the same each time)."""
+
+    def __init__(
+        self, shared: Shared, model: Any, tokenizer: Any, examples: Sequence[Example], rows: int, contract: Contract
+    ) -> None:
+        self.task = shared.task()
+        self.examples = list(examples)[:rows]
+        self._model, self._tokenizer = model, tokenizer
+        self._requests = [
+            CompletionRequest(
+                e.id, e.messages, e.tools, max_tokens=contract.max_tokens, constraint=self.task.constraint()
+            )
+            for e in self.examples
+        ]
+
+    def __call__(self) -> float | None:
+        """The metric's value in [0, 1], None without validation rows."""
+        if not self.examples:
+            return None
+        was_training = self._model.training
+        self._model.eval()
+        completer = TransformersCompleter.around(self._model, self._tokenizer)
+        metric = self.task.metrics[0]
+        above = below = 0.0
+        for example, completion in zip(self.examples, completer.complete(self._requests), strict=True):
+            parsed = self.task.parse(completion.text, example.tools)
+            row = self.task.score(parsed.value, self.task.parse(example.answer, example.tools).value)
+            above += sum(weight * row[name] for name, weight in metric.numerator.items())
+            below += sum(weight * row[name] for name, weight in metric.denominator.items()) if metric.denominator else 1
+        self._model.train(was_training)
+        return above / below if below else None
+
+
+def make_trainer(
+    settings: Settings,
+    model: Any,
+    tokenizer: Any,
+    blocks: Sequence[Sequence[Row]],
+    held: Sequence[Sequence[Row]],
+    plan: dict[str, int],
+    score: Scorer,
+    out: Path,
+) -> Any:
+    """TRL's trainer over ready blocks, evaluating and saving at the same steps, keeping the best and the last."""
+    import torch
+    from datasets import Dataset
+    from transformers import get_scheduler
+    from trl import SFTConfig, SFTTrainer
+
+    longest = max((sum(len(row.token_ids) for row in block) for block in [*blocks, *held]), default=1)
+
+    def as_dataset(source: Sequence[Sequence[Row]]) -> Any:
+        width = max(longest, 1)
+        return Dataset.from_list([block_columns(block, width, tokenizer.pad_token_id) for block in source])
+
+    def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
+        return {name: torch.tensor([item[name] for item in items]) for name in items[0]}
+
+    class Trainer(SFTTrainer):  # type: ignore[misc]
+        """Adds the task score to what an evaluation measures; the best has the best score, loss breaking ties."""
+
+        def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+            metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+            value = score()
+            extra = {"eval_selection": (value or 0.0) - 0.01 * min(metrics["eval_loss"], 20.0)}
+            if value is not None:
+                extra["eval_score"] = value
+            self.log(dict(extra))
+            return metrics | extra
+
+    optimizer = MasterAdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+    )
+    warmup = round(settings.warmup_share * plan["steps"])
+    schedule = get_scheduler(settings.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=plan["steps"])
+    arguments = SFTConfig(
+        output_dir=str(out / "checkpoints"),
+        max_steps=plan["steps"],
+        per_device_train_batch_size=plan["blocks_a_step"],
+        per_device_eval_batch_size=plan["blocks_a_step"] * 2,
+        learning_rate=settings.learning_rate,
+        max_grad_norm=settings.max_grad_norm,
+        bf16=torch.cuda.is_available(),  # on a CPU the weights are bf16 already; autocast would only add casts
+        gradient_checkpointing=False,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        eval_strategy="steps" if held else "no",
+        eval_steps=plan["eval_steps"],
+        eval_on_start=bool(held),
+        save_strategy="steps",
+        save_steps=plan["eval_steps"],
+        save_total_limit=2,
+        load_best_model_at_end=bool(held),
+        metric_for_best_model="eval_selection",
+        greater_is_better=True,
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # a hidden NaN is worse than a stopped run
+        report_to="none",
+        disable_tqdm=True,
+        seed=settings.seed,
+        data_seed=settings.seed,
+        use_cpu=not torch.cuda.is_available(),
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+    trainer = Trainer(
+        model=model,
+        args=arguments,
+        train_dataset=as_dataset(blocks),
+        eval_dataset=as_dataset(held) if held else None,
+        processing_class=tokenizer,
+        data_collator=collate,
+        optimizers=(optimizer, schedule),
+    )
+    trainer.remove_callback(_printer())
+    return trainer
+
+
+def _printer() -> Any:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback
+
+
+def refuse_not_finite(values: Json) -> None:
+    """Raise NothingLearned on a loss or gradient norm that is no number."""
+    for name in ("loss", "grad_norm", "eval_loss"):
+        value = values.get(name)
+        if value is not None and not math.isfinite(value):
+            raise NothingLearned(
+                f"{name} is {value} at step {values.get('step')}: training has diverged; lower train.learning_rate"
+            )

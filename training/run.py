@@ -1,0 +1,159 @@
+"""Train: dataset -> adapter.
+
+In:  `dataset-<key>/` (train and validation rows; the test split is sealed), a base model.
+Out: `adapter-<key>/` with `adapter/` (PEFT), `tokenizer/`, `contract.json`, `trainer_log.jsonl`.
+Run: `potstill train RECIPE`; a run that was stopped goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from potstill import chat, models
+from potstill.contract import Contract
+from potstill.dataset import read_examples
+from potstill.manifest import Input, read_manifest
+from potstill.models import base_input, resolve_base
+from potstill.progress import say
+from potstill.recipe import Section
+from potstill.records import Example, Json
+from potstill.stage import Noun, Shared, Upstream
+
+from .rows import Tokenised, pack_length_for, refuse_nothing_to_learn, tokenise
+
+NOUN: Noun = "adapter"
+NEEDS: tuple[Noun, ...] = ("dataset",)
+GOLDEN_ROWS = 8
+
+
+class Lora(Section):
+    """The adapter: rank, alpha (scale is alpha / rank), dropout on its input."""
+
+    rank: Annotated[int, Field(ge=1, le=512)] = 16
+    alpha: Annotated[int, Field(ge=1)] = 32
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+
+
+class Settings(Section):
+    """Section `train` of a recipe. Lengths are in tokens."""
+
+    method: Literal["qlora", "lora"] = "qlora"
+    quantization: Literal["auto", "none", "nf4"] = "auto"
+    chat_template: Literal["auto", "base", "chatml"] = "auto"
+    lora: Lora = Lora()
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 2e-4
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    warmup_share: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    weight_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    epochs: Annotated[float, Field(gt=0, le=100)] = 2.0
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    batch_tokens: Annotated[int, Field(ge=64)] = 1024
+    window: Annotated[int, Field(ge=32)] = 1024
+    packing: bool = True
+    evals: Annotated[int, Field(ge=1, le=100)] = 4
+    score_rows: Annotated[int, Field(ge=0)] = 100
+    seed: int = 0
+
+
+def inputs(settings: Settings, shared: Shared) -> list[Input]:
+    """The base model, by content."""
+    return [base_input(shared.base_model)]
+
+
+def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
+    """Train the adapter; raises NothingLearned when there is nothing to learn or nothing was learnt."""
+    models.prepare_torch()
+    dataset = upstream["dataset"]
+    train, validation = read_examples(dataset, "train"), read_examples(dataset, "validation")
+
+    base = resolve_base(shared.base_model, shared.cache_dir)
+    tokenizer = load_student_tokenizer(settings, base.path, train)
+    rows = tokenise(tokenizer, train, settings.window, repeat=True)
+    refuse_nothing_to_learn(rows, settings.window)
+    held = tokenise(tokenizer, validation, settings.window, repeat=False)
+
+    write_contract(shared, settings, dataset, tokenizer, train, rows, out)
+    tokenizer.save_pretrained(out / "tokenizer")
+    from .fit import fit
+
+    learnt = fit(settings, shared, base.path, tokenizer, rows, held, validation, out)
+    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    return {
+        "base": {"spec": base.spec, "digest": base.digest, "path": str(base.path)},
+        "rows": {"train": len(rows.rows), "validation": len(held.rows), "too_long": len(rows.too_long)},
+        "training": learnt,
+    }
+
+
+def load_student_tokenizer(settings: Settings, base: Path, train: list[Example]) -> Any:
+    """The base's tokenizer carrying the template that the student is trained with."""
+    tokenizer = chat.load_tokenizer(base)
+    has_tools = any(example.tools for example in train)
+    tokenizer.chat_template = chat.choose_template(tokenizer, settings.chat_template, tools=has_tools)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def write_contract(
+    shared: Shared, settings: Settings, dataset: Path, tokenizer: Any, train: list[Example], rows: Tokenised, out: Path
+) -> None:
+    """Write down what export and serving must agree with: template, stop, task, prompt rule, golden token ids."""
+    longest = max(len(row.token_ids) - row.prompt_tokens for row in rows.rows)
+    fitting = {row.id for row in rows.rows}
+    shown = [each for each in train if each.id in fitting][:GOLDEN_ROWS]
+    Contract(
+        task=shared.task_definition,
+        chat_template=str(tokenizer.chat_template),
+        stop=[chat.end_of_turn(tokenizer)],
+        prompt_rule=read_manifest(dataset, "dataset", verify=False).facts["prompt_rule"],
+        max_tokens=longest + max(8, longest // 4),
+        window=settings.window + longest,
+        golden=[chat.golden(tokenizer, each.messages, each.tools) for each in shown],
+    ).write(out)
+
+
+def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
+    """What training would see, without loading the model: tokens, rows left out, one row with its loss mask."""
+    base = resolve_base(shared.base_model, shared.cache_dir)
+    train = read_examples(upstream["dataset"], "train")
+    tokenizer = load_student_tokenizer(settings, base.path, train)
+    rows = tokenise(tokenizer, train, settings.window, repeat=True)
+    refuse_nothing_to_learn(rows, settings.window)
+    first = rows.rows[0]
+    return {
+        "rows": len(rows.rows),
+        "tokens_an_epoch": rows.tokens,
+        "supervised_tokens_an_epoch": rows.supervised_tokens,
+        "rows_too_long": rows.too_long,
+        "pack_length": pack_length_for(rows.rows, settings.window),
+        "example": {
+            "id": first.id,
+            "not_learnt": tokenizer.decode(first.token_ids[: first.prompt_tokens]),
+            "learnt": tokenizer.decode(first.token_ids[first.prompt_tokens :]),
+        },
+    }
+
+
+def resolved_quantization(settings: Settings) -> Literal["none", "nf4"]:
+    """`auto`: NF4 on a GPU when the method is qlora; none on a CPU, where it only costs time."""
+    if settings.quantization != "auto":
+        return settings.quantization
+    import torch
+
+    wanted = settings.method == "qlora" and torch.cuda.is_available()
+    if settings.method == "qlora" and not wanted:
+        say("quantization: none (bf16): on a CPU the memory that NF4 saves costs training time; nf4 forces it")
+    return "nf4" if wanted else "none"
+
+
+def log_line(path: Path, values: Json) -> None:
+    """Append one line to a JSON Lines log."""
+    with path.open("a", encoding="utf-8") as stream:
+        stream.write(json.dumps(values) + "\n")
