@@ -61,7 +61,7 @@ class Select(Section):
 
 
 class Corrections(Section):
-    """What corrections do. `train_on: corrected` learns from corrected rows alone; `weight` repeats such rows."""
+    """What corrections do. `train_on: corrected` learns (and validates) on corrected rows alone; `weight` repeats them."""
 
     use: bool = True
     train_on: Literal["all", "corrected"] = "all"
@@ -218,7 +218,7 @@ def settle(
     for name, rows in (("train", division.train), ("validation", division.validation)):
         left_out += [(r, "validate", refusals[r]) for r in rows if r in refusals]
         rows = [r for r in rows if r not in refusals]
-        if name == "train" and settings.corrections.train_on == "corrected":
+        if settings.corrections.train_on == "corrected":
             left_out += [
                 (r, "choose", "not corrected (corrections.train_on)") for r in rows if not examples[r].corrected
             ]

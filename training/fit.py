@@ -57,7 +57,7 @@ def fit(
     blocks = blocks_of(settings, rows.rows, length)
     plan = plan_steps(settings, len(blocks), length)
     score = Scorer(shared, model, tokenizer, validation, settings.score_rows, Contract.read(out))
-    watch = Watch(out / "trainer_log.jsonl", plan["steps"], rows.tokens * settings.epochs / max(plan["steps"], 1))
+    watch = Watch(out / "trainer_log.jsonl", plan["steps"], plan["blocks_a_step"] * rows.tokens / len(blocks))
     trainer = make_trainer(settings, model, tokenizer, blocks, blocks_of(settings, held.rows, length), plan, score, out)
     trainer.add_callback(watch.callback())
 

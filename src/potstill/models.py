@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import PotstillError
+from potstill.gguf_tokenizer import restore_pre_tokenizer
 from potstill.manifest import Input, sha256_file, sha256_json, write_atomically
 from potstill.progress import say
 
@@ -118,6 +119,9 @@ def _convert_gguf(path: Path, folder: Path, digest: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     if not tokenizer.chat_template:
         tokenizer.chat_template = read_gguf_field(path, "tokenizer.chat_template")
+    if read_gguf_field(path, "tokenizer.ggml.model") == "gpt2":
+        # transformers falls back on GPT-2's splitting; SmolLM2 was pretrained with digits apart
+        restore_pre_tokenizer(tokenizer, read_gguf_field(path, "tokenizer.ggml.pre"))
     tokenizer.save_pretrained(building)
     write_atomically(building / SOURCE, json.dumps({"gguf": str(path), "sha256": digest}).encode())
     shutil.rmtree(folder, ignore_errors=True)

