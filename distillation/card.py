@@ -11,7 +11,7 @@ from potstill.records import Example, Json
 MOST_ROWS = 100
 
 
-def data_card(name: str, facts: Json, splits: Mapping[str, Sequence[Example]], lengths: Mapping[str, Json]) -> str:
+def data_card(name: str, facts: Json, splits: Mapping[Any, Sequence[Example]], lengths: Mapping[str, Json]) -> str:
     """The card of one dataset; every table comes from the facts that the manifest carries."""
     parts = [
         f"# Dataset of {name}",
@@ -78,7 +78,7 @@ def _prompt(rule: Json) -> str:
     return "\n".join(lines)
 
 
-def _teacher(splits: Mapping[str, Sequence[Example]]) -> str:
+def _teacher(splits: Mapping[Any, Sequence[Example]]) -> str:
     rows = [each for split in splits.values() for each in split]
     corrected = [each for each in rows if each.corrected and each.teacher_answer is not None]
     agreed = sum(1 for each in corrected if each.answer == each.teacher_answer)
@@ -90,7 +90,7 @@ def _teacher(splits: Mapping[str, Sequence[Example]]) -> str:
     )
 
 
-def _answers(splits: Mapping[str, Sequence[Example]]) -> str:
+def _answers(splits: Mapping[Any, Sequence[Example]]) -> str:
     counts = {name: Counter(each.answer for each in rows) for name, rows in splits.items() if name != "test"}
     train = counts.get("train", Counter())
     shown = train.most_common(MOST_ROWS)

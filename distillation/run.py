@@ -24,7 +24,7 @@ from potstill.progress import say, track
 from potstill.prompt import PromptRule, find_rule
 from potstill.recipe import PathText, Section
 from potstill.records import Example, Exchange, Json
-from potstill.redaction import KINDS, Redactor
+from potstill.redaction import KINDS, Kind, Redactor
 from potstill.stage import Noun, Shared, Upstream
 
 from .card import data_card
@@ -56,12 +56,12 @@ class Where(Section):
 class Select(Section):
     """Which exchanges count. `scores` are minimums by feedback name, such as `task_success: 1.0`."""
 
-    where: dict[str, Any] = {}
-    scores: dict[str, float] = {}
+    where: dict[str, Any] = Field(default_factory=dict)
+    scores: dict[str, float] = Field(default_factory=dict)
 
 
 class Corrections(Section):
-    """What corrections do. `train_on: corrected` learns (and validates) on corrected rows alone; `weight` repeats them."""
+    """What corrections do. `train_on: corrected` learns and validates on those rows alone; `weight` repeats them."""
 
     use: bool = True
     train_on: Literal["all", "corrected"] = "all"
@@ -71,7 +71,7 @@ class Corrections(Section):
 class Redact(Section):
     """Kinds of personal data to replace; `region` is where national telephone numbers are read as (ISO 3166)."""
 
-    kinds: list[Literal["API_KEY", "URL", "EMAIL", "IBAN", "CARD", "IP", "PHONE"]] = list(KINDS)  # type: ignore[arg-type]
+    kinds: tuple[Kind, ...] = KINDS
     region: Annotated[str, Field(pattern="^[A-Z]{2}$")] = "US"
 
 
@@ -104,7 +104,7 @@ def inputs(settings: Settings, shared: Shared) -> list[Input]:
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
     """Make the dataset; raises DamagedInput past the damage limit and NothingLearned when no row is left."""
     rejected, steps = Rejections(), Counter[str]()
-    redactor = Redactor(tuple(settings.redact.kinds), settings.redact.region)
+    redactor = Redactor(settings.redact.kinds, settings.redact.region)
 
     exchanges = read_redacted(settings, redactor, rejected, steps)
     chosen = choose(settings, exchanges, rejected, steps)
@@ -183,11 +183,8 @@ def split_rows(
     settings: Settings, exchanges: Sequence[Exchange], examples: Sequence[Example], clusters: Sequence[int]
 ) -> Division:
     """The division into splits, recorded or by share."""
-    wanted: dict[Split, Where] = {
-        name: value
-        for name, value in (("test", settings.split.test), ("validation", settings.split.validation))
-        if isinstance(value, Where)
-    }
+    shares: dict[Split, float | Where] = {"test": settings.split.test, "validation": settings.split.validation}
+    wanted = {name: value for name, value in shares.items() if isinstance(value, Where)}
     recorded: list[Split | None] = []
     for each in exchanges:
         named = next((name for name, where in wanted.items() if matches(each, where.where)), None)

@@ -142,7 +142,8 @@ def make_trainer(
     import torch
     from datasets import Dataset
     from transformers import get_scheduler
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     longest = max((sum(len(row.token_ids) for row in block) for block in [*blocks, *held]), default=1)
 
@@ -153,7 +154,7 @@ def make_trainer(
     def collate(items: list[dict[str, Any]]) -> dict[str, Any]:
         return {name: torch.tensor([item[name] for item in items]) for name in items[0]}
 
-    class Trainer(SFTTrainer):  # type: ignore[misc]
+    class Trainer(SFTTrainer):
         """Adds the task score to what an evaluation measures; the best has the best score, loss breaking ties."""
 
         def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:

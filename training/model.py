@@ -16,18 +16,19 @@ def student(
     The adapter computes in the base's bf16, since a float32 one costs a cast of every activation on a CPU;
     its float32 master copy lives in the optimiser (see optimizer.py).
     """
+    import peft
     import torch
-    from peft import LoraConfig, get_peft_model, prepare_model_for_kbit_training
 
     torch.manual_seed(seed)
     model = models.load_nf4(base) if quantization == "nf4" else models.load_float(base)
     if quantization == "nf4":
-        model = prepare_model_for_kbit_training(model, use_gradient_checkpointing=False)
+        prepare: Any = peft.prepare_model_for_kbit_training  # untyped in peft
+        model = prepare(model, use_gradient_checkpointing=False)
         model = _norms_in_bf16(model)
-    config = LoraConfig(
+    config = peft.LoraConfig(
         r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
     )
-    return get_peft_model(model, config, autocast_adapter_dtype=False)
+    return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
 def _norms_in_bf16(model: Any) -> Any:

@@ -40,7 +40,7 @@ class Watch:
         self.eval_losses: list[float] = []
         self.grad_norms: list[float] = []
         self.scores: list[tuple[int, float]] = []
-        self.train_seconds = 0.0
+        self.train_seconds = self.started = 0.0
         self.steps_done = 0
 
     def callback(self) -> Any:
@@ -50,7 +50,7 @@ class Watch:
 
         watch = self
 
-        class Callback(TrainerCallback):  # type: ignore[misc]
+        class Callback(TrainerCallback):
             """Reports what the trainer does; raises NothingLearned on a value that is no number."""
 
             def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -79,9 +79,8 @@ class Watch:
             stream.write(json.dumps(values | {"time": round(time.time(), 3)}) + "\n")
         self._remember(values)
         if "eval_score" in values:
-            say(
-                f"step {values['step']}: validation loss {self.eval_losses[-1]:.4f}, task score {values['eval_score']:.3f}"
-            )
+            loss, score = self.eval_losses[-1], values["eval_score"]
+            say(f"step {values['step']}: validation loss {loss:.4f}, task score {score:.3f}")
 
     def _remember(self, values: Json) -> None:
         if "loss" in values:

@@ -46,7 +46,7 @@ def write_examples(path: Path, examples: Iterable[Example]) -> int:
             row[column] = canonical_json(row[column])
         rows.append(row)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), path, compression="zstd")  # type: ignore[no-untyped-call]
+    pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), path, compression="zstd")
     return len(rows)
 
 
@@ -54,7 +54,7 @@ def _read(path: Path) -> list[Example]:
     import pyarrow.parquet as pq
 
     examples = []
-    for row in pq.read_table(path).to_pylist():  # type: ignore[no-untyped-call]
+    for row in pq.read_table(path).to_pylist():
         for column in JSON_COLUMNS:
             row[column] = json.loads(row[column])
         examples.append(Example(**row))

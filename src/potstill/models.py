@@ -110,7 +110,7 @@ def _convert_gguf(path: Path, folder: Path, digest: str) -> None:
     building = folder.with_name(f"{folder.name}.building-{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(parents=True)
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
+    model: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.bfloat16)
     # save_pretrained refuses a model that remembers being quantised, though its weights no longer are.
     model.hf_quantizer = None
     if hasattr(model.config, "quantization_config"):
@@ -121,7 +121,7 @@ def _convert_gguf(path: Path, folder: Path, digest: str) -> None:
         tokenizer.chat_template = read_gguf_field(path, "tokenizer.chat_template")
     if read_gguf_field(path, "tokenizer.ggml.model") == "gpt2":
         # transformers falls back on GPT-2's splitting; SmolLM2 was pretrained with digits apart
-        restore_pre_tokenizer(tokenizer, read_gguf_field(path, "tokenizer.ggml.pre"))
+        restore_pre_tokenizer(tokenizer, str(read_gguf_field(path, "tokenizer.ggml.pre")))
     tokenizer.save_pretrained(building)
     write_atomically(building / SOURCE, json.dumps({"gguf": str(path), "sha256": digest}).encode())
     shutil.rmtree(folder, ignore_errors=True)
@@ -142,7 +142,7 @@ def load_float(base: Path, *, dtype: str = "bfloat16") -> Any:
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), attn_implementation="sdpa")
     return model.to(device)
 
 
@@ -151,7 +151,8 @@ def load_nf4(base: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    config = BitsAndBytesConfig(
+    quantised: Any = BitsAndBytesConfig  # untyped in transformers
+    config = quantised(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,

@@ -126,9 +126,7 @@ def run_pipeline(recipe: Recipe, modules: Mapping[str, Any], upto: str, *, track
             module = modules[section]
             start = time.monotonic()
             plan = plan_stage(recipe, section, module, made)
-            say(
-                f"{section}: {'skipped, ' if plan.done else ''}{plan.why}{f' ({plan.folder.name})' if plan.done else ''}"
-            )
+            say(f"{section}: skipped, {plan.why} ({plan.folder.name})" if plan.done else f"{section}: {plan.why}")
             manifest = read_manifest(plan.folder, plan.noun) if plan.done else _make(recipe, plan, module, made)
             made[plan.noun] = manifest
             if not plan.done:

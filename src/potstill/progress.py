@@ -1,4 +1,4 @@
-"""Progress with rate and time left, on standard error: a live line on a terminal, one line every ten seconds in a log."""
+"""Progress with rate and time left, on standard error: a live line on a terminal, a line every ten seconds in a log."""
 
 from __future__ import annotations
 

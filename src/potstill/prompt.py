@@ -6,10 +6,10 @@ it is found once by `find_rule`, travels in the contract, and is applied by `Pro
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from os.path import commonprefix
 
 from potstill.records import Json, Message
 
@@ -100,6 +100,10 @@ def find_rule(prompts: Iterable[Sequence[Message]]) -> PromptRule:
     return PromptRule(tuple(drops), tuple(strips))
 
 
+def _common_beginning(texts: Sequence[str]) -> str:
+    return commonprefix(texts)  # noqa: RUF071 (texts, not paths)
+
+
 def _frames(texts: Sequence[str], enough: int) -> list[tuple[str, str]]:
     """The machine-made text around each group of user turns that begin alike.
 
@@ -112,11 +116,11 @@ def _frames(texts: Sequence[str], enough: int) -> list[tuple[str, str]]:
             groups[text[:MIN_STATIC]].append(text)
     frames = []
     for members in groups.values():
-        prefix = os.path.commonprefix(members)
+        prefix = _common_beginning(members)
         prefix = prefix[: max((prefix.rfind(mark) + len(mark) for mark in _BEFORE if mark in prefix), default=0)]
         if len(members) < enough or len(prefix) < MIN_STATIC or "\n" not in prefix:
             continue
-        suffix = os.path.commonprefix([text[len(prefix) :][::-1] for text in members])[::-1]
+        suffix = _common_beginning([text[len(prefix) :][::-1] for text in members])[::-1]
         starts = [suffix.find(mark) for mark in _AFTER if mark in suffix]
         frames.append((prefix, suffix[min(starts) :] if starts else ""))
     return sorted(frames, key=lambda frame: -len(frame[0]))

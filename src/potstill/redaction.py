@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from potstill.records import Json
 
@@ -76,14 +76,15 @@ RULES: tuple[tuple[str, re.Pattern[str], Check], ...] = (
     ("IP", _IPV4, _is_ip),
     ("IP", _IPV6, _is_ip),
 )
-KINDS = ("API_KEY", "URL", "EMAIL", "IBAN", "CARD", "IP", "PHONE")
+Kind = Literal["API_KEY", "URL", "EMAIL", "IBAN", "CARD", "IP", "PHONE"]
+KINDS: tuple[Kind, ...] = ("API_KEY", "URL", "EMAIL", "IBAN", "CARD", "IP", "PHONE")
 
 
 @dataclass
 class Redactor:
     """Holds what was found, by kind, and each conversation's placeholders. `region` reads national phone numbers."""
 
-    kinds: tuple[str, ...] = KINDS
+    kinds: tuple[Kind, ...] = KINDS
     region: str = "US"
     found: Counter[str] = field(default_factory=Counter)
     _names: dict[str, dict[tuple[str, str], str]] = field(default_factory=dict)
@@ -94,7 +95,7 @@ class Redactor:
             return text
         for kind, pattern, check in RULES:
             if kind in self.kinds:
-                text = pattern.sub(lambda m, k=kind, c=check: self._replace(k, m.group(), conversation, c), text)
+                text = self._replace(text, kind, pattern, check, conversation)
         if "PHONE" in self.kinds:
             for start, end in reversed(list(_phones(text, self.region))):
                 text = text[:start] + self._name("PHONE", text[start:end], conversation) + text[end:]
@@ -125,8 +126,12 @@ class Redactor:
             }
         return out
 
-    def _replace(self, kind: str, text: str, conversation: str, check: Check) -> str:
-        return self._name(kind, text, conversation) if check(text) else text
+    def _replace(self, text: str, kind: str, pattern: re.Pattern[str], check: Check, conversation: str) -> str:
+        def placeholder(found: re.Match[str]) -> str:
+            value = found.group()
+            return self._name(kind, value, conversation) if check(value) else value
+
+        return pattern.sub(placeholder, text)
 
     def _name(self, kind: str, text: str, conversation: str) -> str:
         self.found[kind] += 1

@@ -21,7 +21,7 @@ class LocatedStr(str):
     folder: Path = Path()
 
 
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
+class _Loader(yaml.SafeLoader):
     """SafeLoader that reads 1e-4 as a number (YAML 1.2; PyYAML's own 1.1 rule wants a dot)."""
 
 
@@ -108,9 +108,9 @@ def apply_overrides(document: Positioned, overrides: Sequence[str]) -> tuple[dic
             faults.append(f"command line: {override}: the value is not YAML: {fault}")
             continue
         words = [int(word) if word.lstrip("-").isdigit() else word for word in name.split(".")]
-        fault = _set(document.data, words, value)
-        if fault:
-            faults.append(f"command line: {override}: {fault}")
+        wrong = _set(document.data, words, value)
+        if wrong:
+            faults.append(f"command line: {override}: {wrong}")
         else:
             origins[tuple(words)] = override
     return origins, faults

@@ -12,10 +12,11 @@ from typing import Any
 
 from potstill.commands.recipes import read, sections
 from potstill.errors import DamagedInput, PotstillError, RecipeError
-from potstill.manifest import MANIFEST, library_versions, read_manifest, write_atomically
+from potstill.manifest import MANIFEST, Manifest, library_versions, read_manifest, write_atomically
 from potstill.pipeline import plan_stage
 from potstill.recipe import Recipe, recipe_json_schema
 from potstill.records import Json
+from potstill.stage import Noun
 from potstill.stage_finder import stage_modules
 
 BYTES_A_WEIGHT = {"bf16": 2.0, "nf4": 0.56}
@@ -26,7 +27,7 @@ def check(arguments: argparse.Namespace) -> int:
     recipe, modules = read(arguments.recipe, arguments.overrides)
     faults: list[str] = []
     result: Json = {"recipe": str(recipe.path), "settings": _origins(recipe), "inputs": [], "stages": []}
-    made: Json = {}
+    made: dict[Noun, Manifest | None] = {}
     for section, module in modules.items():
         try:
             plan = plan_stage(recipe, section, module, made)
@@ -44,8 +45,9 @@ def check(arguments: argparse.Namespace) -> int:
     if faults:
         raise RecipeError([f"{recipe.path}: {each}" for each in faults])
     result["memory"] = _memory(recipe)
-    if made.get("dataset") is not None and importlib.util.find_spec("transformers"):
-        folder = recipe.shared.work_dir / f"dataset-{made['dataset'].key}"
+    dataset = made.get("dataset")
+    if dataset is not None and importlib.util.find_spec("transformers"):
+        folder = recipe.shared.work_dir / f"dataset-{dataset.key}"
         result["training"] = modules["train"].preview(recipe.sections["train"], recipe.shared, {"dataset": folder})
     print(json.dumps(result) if arguments.json else _check_text(result))
     return 0
@@ -110,8 +112,8 @@ def status(arguments: argparse.Namespace) -> int:
     for path in sorted(recipe.shared.work_dir.glob(f"*/{MANIFEST}"), key=lambda each: each.stat().st_mtime):
         manifest = read_manifest(path.parent, verify=False)
         folders.append({"folder": path.parent.name, "created": manifest.created, "digest": manifest.digest})
-    made: Json = {}
-    stages = []
+    made: dict[Noun, Manifest | None] = {}
+    stages: list[Json] = []
     for section, module in modules.items():
         plan = plan_stage(recipe, section, module, made)
         made[plan.noun] = read_manifest(plan.folder, plan.noun, verify=False) if plan.done else None

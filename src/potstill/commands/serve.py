@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from potstill.commands.recipes import read
 from potstill.errors import RecipeError
 from potstill.serving.settings import ServeSettings
+from potstill.yaml_positions import Positioned, apply_overrides
 
 
 def serve_command(arguments: argparse.Namespace) -> int:
@@ -40,10 +41,13 @@ def _settings(arguments: argparse.Namespace) -> tuple[ServeSettings, Path, str |
         assert isinstance(settings, ServeSettings)
         uri = arguments.tracking_uri or recipe.shared.tracking_uri
         return settings, recipe.shared.work_dir.parent, uri, recipe.shared.name
-    from potstill.yaml_positions import Positioned, apply_overrides
+    return _from_overrides(arguments.overrides), Path("work").resolve(), arguments.tracking_uri, ""
 
+
+def _from_overrides(overrides: list[str]) -> ServeSettings:
+    """The serve section from `key=value` words alone; raises RecipeError with every fault."""
     document = Positioned({})
-    _, faults = apply_overrides(document, arguments.overrides)
+    _, faults = apply_overrides(document, overrides)
     try:
         settings = ServeSettings.model_validate(document.data)
     except ValidationError as fault:
@@ -51,4 +55,4 @@ def _settings(arguments: argparse.Namespace) -> tuple[ServeSettings, Path, str |
             faults.append(f"command line: {'.'.join(map(str, each['loc']))}: {each['msg']}")
     if faults:
         raise RecipeError(faults)
-    return settings, Path("work").resolve(), arguments.tracking_uri, ""
+    return settings

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from potstill.commands.recipes import read
 from potstill.errors import GateRefused
-from potstill.manifest import read_manifest
+from potstill.manifest import Manifest, read_manifest
 from potstill.pipeline import plan_stage, run_pipeline
 from potstill.progress import say
 from potstill.recipe import Recipe
 from potstill.records import Json
+from potstill.stage import Noun
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _dry_run(arguments: argparse.Namespace, recipe: Recipe, modules: Json, upto: str) -> int:
-    made: Json = {}
+    made: dict[Noun, Manifest | None] = {}
     lines = []
     for section in list(modules)[: list(modules).index(upto) + 1]:
         plan = plan_stage(recipe, section, modules[section], made)
@@ -70,7 +71,8 @@ def summary_table(report_folder: Path) -> str:
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     metric = next((e["quality"]["metric"] for e in report["candidates"].values() if e.get("quality")), "")
     verdicts = [
-        f"{c['candidate']} against {c['baseline']}: {c['difference']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}], {c['verdict']}"
+        f"{c['candidate']} against {c['baseline']}: "
+        f"{c['difference']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}], {c['verdict']}"
         for c in report["comparisons"]
         if c.get("difference") is not None
     ]

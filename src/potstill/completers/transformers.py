@@ -36,7 +36,9 @@ class TransformersCompleter:
         self._model.eval()
 
     @classmethod
-    def around(cls, model: Any, tokenizer: Any, *, name: str = "adapter", batch_rows: int = 64) -> TransformersCompleter:
+    def around(
+        cls, model: Any, tokenizer: Any, *, name: str = "adapter", batch_rows: int = 64
+    ) -> TransformersCompleter:
         """A completer over a model that is already loaded (used for task scores while training)."""
         self = cls.__new__(cls)
         self.name, self.batch_rows, self._model, self._tokenizer = name, batch_rows, model, tokenizer

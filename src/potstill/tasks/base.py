@@ -51,8 +51,11 @@ class Metric:
 class Task(Protocol):
     """One task kind with its labels or schema. `metrics[0]` is the primary metric."""
 
-    kind: str
-    metrics: Sequence[Metric]
+    @property
+    def kind(self) -> str: ...
+
+    @property
+    def metrics(self) -> Sequence[Metric]: ...
 
     def text_of(self, message: Message) -> str:
         """The canonical text of an assistant message (not yet checked for validity)."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,10 +39,8 @@ class ToolCalls:
         for call in message.get("tool_calls") or []:
             function = call.get("function") or {}
             arguments = function.get("arguments", "{}")
-            try:
+            with suppress(ValueError):  # what is no JSON stays text, which parse() then refuses
                 arguments = json.loads(arguments) if isinstance(arguments, str) else arguments
-            except ValueError:
-                pass  # stays text, which parse() then refuses: arguments must be an object
             body = json.dumps({"name": function.get("name"), "arguments": arguments}, ensure_ascii=False)
             parts.append(f"<tool_call>{body}</tool_call>")
         return "\n".join(parts)
