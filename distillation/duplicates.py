@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from potstill.prompt import joined
 from potstill.records import Message, canonical_json
 
 PERMUTATIONS = 128
@@ -68,7 +69,7 @@ def jaccard(a: set[str], b: set[str]) -> float:
 def prompt_text(messages: Sequence[Message]) -> str:
     """What two prompts are compared by: every turn with its role (tool calls included), no instructions removed."""
     return "\n".join(
-        f"{each['role']}: {each.get('content') or ''}"
+        f"{each['role']}: {joined(each.get('content')) or ''}"
         + (canonical_json([call.get("function") for call in each["tool_calls"]]) if each.get("tool_calls") else "")
         for each in messages
     )

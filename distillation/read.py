@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ def _lines(file: str) -> Iterator[tuple[int, bytes]]:
             while line := stream.readline(MAX_LINE_BYTES):
                 number += 1
                 yield number, line
-        except (EOFError, OSError) as fault:
+        except (EOFError, OSError, zlib.error) as fault:
             raise DamagedInput(
                 f"{file}: the compressed stream breaks off after line {number} ({fault}); restore the file"
             ) from fault

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from potstill.completers import CompletionRequest
 from potstill.completers.transformers import TransformersCompleter
 from potstill.contract import Contract
-from potstill.errors import NothingLearned
+from potstill.errors import DamagedInput, NothingLearned
 from potstill.progress import say
 from potstill.records import Example, Json
 from potstill.stage import Shared
@@ -142,7 +142,6 @@ def make_trainer(
     import torch
     from datasets import Dataset
     from transformers import get_scheduler
-    from trl.trainer.sft_config import SFTConfig
     from trl.trainer.sft_trainer import SFTTrainer
 
     longest = max((sum(len(row.token_ids) for row in block) for block in [*blocks, *held]), default=1)
@@ -166,6 +165,12 @@ def make_trainer(
             self.log(dict(extra))
             return metrics | extra
 
+        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+            restore_adapter(self.model, Path(resume_from_checkpoint))
+
+        def _load_best_model(self) -> None:
+            restore_adapter(self.model, Path(str(self.state.best_model_checkpoint)))
+
     optimizer = MasterAdamW(
         [p for p in model.parameters() if p.requires_grad],
         lr=settings.learning_rate,
@@ -173,7 +178,25 @@ def make_trainer(
     )
     warmup = round(settings.warmup_share * plan["steps"])
     schedule = get_scheduler(settings.schedule, optimizer, num_warmup_steps=warmup, num_training_steps=plan["steps"])
-    arguments = SFTConfig(
+    trainer = Trainer(
+        model=model,
+        args=_arguments(settings, plan, out, evaluates=bool(held)),
+        train_dataset=as_dataset(blocks),
+        eval_dataset=as_dataset(held) if held else None,
+        processing_class=tokenizer,
+        data_collator=collate,
+        optimizers=(optimizer, schedule),
+    )
+    trainer.remove_callback(_printer())
+    return trainer
+
+
+def _arguments(settings: Settings, plan: dict[str, int], out: Path, *, evaluates: bool) -> Any:
+    """TRL's settings: evaluate and save at the same steps where there is something to evaluate on."""
+    import torch
+    from trl.trainer.sft_config import SFTConfig
+
+    return SFTConfig(
         output_dir=str(out / "checkpoints"),
         max_steps=plan["steps"],
         per_device_train_batch_size=plan["blocks_a_step"],
@@ -184,13 +207,13 @@ def make_trainer(
         gradient_checkpointing=False,
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
-        eval_strategy="steps" if held else "no",
+        eval_strategy="steps" if evaluates else "no",
         eval_steps=plan["eval_steps"],
-        eval_on_start=bool(held),
+        eval_on_start=evaluates,
         save_strategy="steps",
         save_steps=plan["eval_steps"],
         save_total_limit=2,
-        load_best_model_at_end=bool(held),
+        load_best_model_at_end=evaluates,
         metric_for_best_model="eval_selection",
         greater_is_better=True,
         logging_steps=1,
@@ -202,17 +225,24 @@ def make_trainer(
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
     )
-    trainer = Trainer(
-        model=model,
-        args=arguments,
-        train_dataset=as_dataset(blocks),
-        eval_dataset=as_dataset(held) if held else None,
-        processing_class=tokenizer,
-        data_collator=collate,
-        optimizers=(optimizer, schedule),
-    )
-    trainer.remove_callback(_printer())
-    return trainer
+
+
+def restore_adapter(model: Any, checkpoint: Path) -> None:
+    """Copy a checkpoint's adapter into the model's own parameters.
+
+    peft's `load_adapter` puts new float32 parameters in their place: the optimiser then goes on moving the old ones,
+    and the resumed run learns nothing without saying so.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    saved = load_file(checkpoint / "adapter_model.safetensors")
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(saved.pop(name.replace(".default.", ".")))
+    if saved:
+        raise DamagedInput(f"{checkpoint}: holds weights that this adapter has not: {', '.join(sorted(saved)[:3])}")
 
 
 def _printer() -> Any:

@@ -12,6 +12,7 @@ from typing import Any
 
 from potstill.contract import Golden
 from potstill.errors import ParityMismatch
+from potstill.prompt import joined
 from potstill.records import Json, Message
 
 CHATML = (
@@ -56,10 +57,7 @@ def plain(messages: Sequence[Message]) -> list[Message]:
 
     out: list[Message] = []
     for message in messages:
-        content = message.get("content")
-        if isinstance(content, list):
-            content = "\n".join(part.get("text", "") for part in content if isinstance(part, dict))
-        copy = {**message, "content": content or ""}
+        copy = {**message, "content": joined(message.get("content")) or ""}
         if copy.get("tool_calls"):
             copy["tool_calls"] = [
                 {**call, "function": {**call["function"], "arguments": json.loads(call["function"]["arguments"])}}

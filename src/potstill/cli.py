@@ -81,9 +81,20 @@ def _recipe_command(commands: Any, name: str, what: str, where: str) -> argparse
     return command
 
 
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Arguments with options and `key=value` words in any order (argparse alone takes the words in one run only)."""
+    root = parser()
+    arguments, rest = root.parse_known_args(argv)
+    if rest and (not hasattr(arguments, "overrides") or any(word.startswith("-") or "=" not in word for word in rest)):
+        root.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.overrides += rest
+    return arguments
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code."""
-    arguments = parser().parse_args(argv)
+    arguments = _parse(argv)
     module, _, function = arguments.where.partition(":")
     try:
         run = getattr(importlib.import_module(f"potstill.commands.{module}"), function)

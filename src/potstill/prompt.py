@@ -10,6 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from os.path import commonprefix
+from typing import Any
 
 from potstill.records import Json, Message
 
@@ -18,6 +19,14 @@ _AFTER = ("\n", '"', ">>>", "```")
 MIN_STATIC = 24  # characters; shorter common beginnings are how people write, not instructions
 MIN_SHARE = 0.002  # a wording counts as standing when this share of the exchanges has it, and at least...
 MIN_COUNT = 5  # ...this many
+INSTRUCTING = ("system", "developer")
+
+
+def joined(content: Any) -> Any:
+    """A message's content with several text parts made one text, a line each; other content as it is."""
+    if isinstance(content, list):
+        return "\n".join(part.get("text") or "" for part in content if isinstance(part, dict))
+    return content
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +59,11 @@ class PromptRule:
         return kept or list(messages)
 
     def _dropped(self, message: Message) -> bool:
-        return any(message["role"] == drop.role and message.get("content") == drop.text for drop in self.drops)
+        content = joined(message.get("content"))
+        return any(message["role"] == drop.role and content == drop.text for drop in self.drops)
 
     def _stripped(self, message: Message) -> Message:
-        content = message.get("content")
+        content = joined(message.get("content"))
         if not isinstance(content, str):
             return message
         for strip in self.strips:
@@ -67,11 +77,11 @@ class PromptRule:
         return message
 
     def recognises(self, messages: Sequence[Message]) -> bool:
-        """Whether the prompt carries no system text besides what the rule knows."""
-        return all(each["role"] != "system" or self._dropped(each) for each in messages)
+        """Whether the prompt carries no instructions besides what the rule knows."""
+        return all(each["role"] not in INSTRUCTING or self._dropped(each) for each in messages)
 
     def to_json(self) -> Json:
-        return asdict(self)
+        return {"drops": [asdict(each) for each in self.drops], "strips": [asdict(each) for each in self.strips]}
 
     @classmethod
     def from_json(cls, data: Json) -> PromptRule:
@@ -83,19 +93,20 @@ class PromptRule:
 
 def find_rule(prompts: Iterable[Sequence[Message]]) -> PromptRule:
     """The standing instructions of a log: system texts said again and again, and the frames of first user turns."""
-    systems: Counter[str] = Counter()
+    standing: Counter[tuple[str, str]] = Counter()
     firsts: list[str] = []
     total = 0
     for messages in prompts:
         total += 1
         for message in messages:
-            if message["role"] in ("system", "developer") and isinstance(message.get("content"), str):
-                systems[message["content"]] += 1
-        first = next((m for m in messages if m["role"] == "user"), None)
-        if first is not None and isinstance(first.get("content"), str):
-            firsts.append(first["content"])
+            text = joined(message.get("content"))
+            if message["role"] in INSTRUCTING and isinstance(text, str):
+                standing[message["role"], text] += 1
+        first = next((joined(m.get("content")) for m in messages if m["role"] == "user"), None)
+        if isinstance(first, str):
+            firsts.append(first)
     enough = max(MIN_COUNT, int(total * MIN_SHARE))
-    drops = [Drop("system", text) for text, count in systems.most_common() if count >= enough]
+    drops = [Drop(role, text) for (role, text), count in standing.most_common() if count >= enough]
     strips = [Strip("user", prefix, suffix) for prefix, suffix in _frames(firsts, enough)]
     return PromptRule(tuple(drops), tuple(strips))
 
@@ -123,4 +134,4 @@ def _frames(texts: Sequence[str], enough: int) -> list[tuple[str, str]]:
         suffix = _common_beginning([text[len(prefix) :][::-1] for text in members])[::-1]
         starts = [suffix.find(mark) for mark in _AFTER if mark in suffix]
         frames.append((prefix, suffix[min(starts) :] if starts else ""))
-    return sorted(frames, key=lambda frame: -len(frame[0]))
+    return sorted(frames, key=lambda frame: (-len(frame[0]), frame))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -134,7 +135,7 @@ def load_recipe(path: Path, overrides: Sequence[str], sections: Mapping[str, typ
     try:
         whole = recipe_model(sections).model_validate(document.data)
     except ValidationError as fault:
-        for each in fault.errors():
+        for each in _to_the_point(fault.errors(), document.data):
             faults.append(_describe(path, document, origins, each, recipe_model(sections)))
     definition = _definition(path, document, origins, faults)
     if faults or whole is None or definition is None:
@@ -181,7 +182,7 @@ def _base_model(text: Any) -> str:
 def _describe(
     path: Path, document: Positioned, origins: Mapping[KeyPath, str], error: Any, model: type[BaseModel]
 ) -> str:
-    at = _existing(error["loc"], document.data)
+    at = _existing(error, document.data)
     where = _where(path, document, at, origins)
     kind, found = error["type"], error.get("input")
     if kind == "extra_forbidden":
@@ -190,7 +191,7 @@ def _describe(
     if kind == "missing":
         return f"{_where(path, document, at[:-1], origins)}: {_dotted(at)}: missing"
     if kind == "literal_error":
-        near = difflib.get_close_matches(str(found), [w.strip("' ") for w in error["ctx"]["expected"].split(",")], n=1)
+        near = difflib.get_close_matches(str(found), re.findall(r"'([^']*)'", error["ctx"]["expected"]), n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         return f"{where}: {_dotted(at)}: found {found!r}, expected {error['ctx']['expected']}{hint}"
     shown = "" if isinstance(found, dict | list) else f"found {found!r}; "
@@ -198,8 +199,20 @@ def _describe(
     return f"{where}: {_dotted(at)}: {shown}{message[:1].lower()}{message[1:]}"
 
 
-def _existing(loc: Sequence[str | int], data: Any) -> KeyPath:
+def _to_the_point(errors: Sequence[Any], data: Any) -> list[Any]:
+    """Without "expected a number" for a mapping when another error says what in that mapping is wrong."""
+    places = [_existing(each, data) for each in errors]
+    return [
+        each
+        for each, at in zip(errors, places, strict=True)
+        if not (each["type"].endswith("_type") and isinstance(each["input"], dict))
+        or not any(len(other) > len(at) and other[: len(at)] == at for other in places)
+    ]
+
+
+def _existing(error: Any, data: Any) -> KeyPath:
     """pydantic's location without what it adds of its own (union members): only keys that stand in the data."""
+    loc = error["loc"]
     at: list[str | int] = []
     for place, word in enumerate(loc):
         inside = (isinstance(data, dict) and word in data) or (
@@ -208,7 +221,7 @@ def _existing(loc: Sequence[str | int], data: Any) -> KeyPath:
         if inside:
             at.append(word)
             data = data[word]
-        elif place == len(loc) - 1 and isinstance(data, dict):
+        elif place == len(loc) - 1 and error["type"] == "missing":
             at.append(word)  # a missing key: named, though it does not stand there
     return tuple(at)
 

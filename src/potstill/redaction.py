@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from potstill.records import Json
+from potstill.records import Json, sha_id
 
 _EMAIL = re.compile(r"[A-Za-z0-9._%+-]+@[A-Za-z0-9-]+(?:\.[A-Za-z0-9-]+)*\.[A-Za-z]{2,}")
 _URL = re.compile(r"\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s<>\"']+")
@@ -124,6 +124,9 @@ class Redactor:
                 key: each if key in ("conversation", "split") else self.value(each, conversation)
                 for key, each in metadata.items()
             }
+            if out["metadata"].get("user") != metadata.get("user"):
+                # placeholders count within a conversation: they would make one user of many, and many of one
+                out["metadata"]["user"] = f"<USER_{sha_id(metadata['user'])}>"
         return out
 
     def _replace(self, text: str, kind: str, pattern: re.Pattern[str], check: Check, conversation: str) -> str:

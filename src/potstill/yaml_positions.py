@@ -47,8 +47,9 @@ def read_positioned(path: Path) -> Positioned:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as fault:
         raise RecipeError([f"{path}: cannot be read: {fault}"]) from fault
-    loader = _Loader(text)
+    loader = None
     try:
+        loader = _Loader(text)
         node = loader.get_single_node()
         document = Positioned(None)
         document.data = {} if node is None else _plain(loader, node, (), document, path.parent.resolve())
@@ -56,8 +57,13 @@ def read_positioned(path: Path) -> Positioned:
         mark = fault.problem_mark
         where = f"{path}:{mark.line + 1}:{mark.column + 1}" if mark else str(path)
         raise RecipeError([f"{where}: not YAML: {fault.problem}"]) from fault
+    except yaml.YAMLError as fault:
+        raise RecipeError([f"{path}: not YAML: {' '.join(str(fault).split())}"]) from fault
+    except RecursionError as fault:
+        raise RecipeError([f"{path}: nested too deeply, or an alias stands inside its own anchor"]) from fault
     finally:
-        loader.dispose()
+        if loader is not None:
+            loader.dispose()
     return document
 
 
@@ -66,7 +72,7 @@ def _plain(loader: Any, node: Any, at: KeyPath, document: Positioned, folder: Pa
     if isinstance(node, yaml.MappingNode):
         out: dict[Any, Any] = {}
         for key_node, value_node in node.value:
-            key = loader.construct_object(key_node)
+            key = _scalar(loader, key_node)
             path = (*at, key)
             if key in out:
                 document.duplicates.append(path)
@@ -75,7 +81,18 @@ def _plain(loader: Any, node: Any, at: KeyPath, document: Positioned, folder: Pa
         return out
     if isinstance(node, yaml.SequenceNode):
         return [_plain(loader, each, (*at, i), document, folder) for i, each in enumerate(node.value)]
-    return _located(loader.construct_object(node), folder)
+    return _located(_scalar(loader, node), folder)
+
+
+def _scalar(loader: Any, node: Any) -> Any:
+    """The value of a single node; raises MarkedYAMLError where it has none (a month 13, a mapping as a key)."""
+    if not isinstance(node, yaml.ScalarNode):
+        raise yaml.MarkedYAMLError(problem="a key must be a single value", problem_mark=node.start_mark)
+    try:
+        return loader.construct_object(node)
+    except (ValueError, KeyError) as fault:
+        problem = f"{node.value!r} does not fit its type {node.tag.rpartition(':')[2]} ({fault})"
+        raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from fault
 
 
 def _located(value: Any, folder: Path) -> Any:
@@ -104,8 +121,8 @@ def apply_overrides(document: Positioned, overrides: Sequence[str]) -> tuple[dic
             continue
         try:
             value = _located(yaml.load(raw, _Loader), Path.cwd())
-        except yaml.YAMLError as fault:
-            faults.append(f"command line: {override}: the value is not YAML: {fault}")
+        except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as fault:
+            faults.append(f"command line: {override}: the value is not YAML: {' '.join(str(fault).split())}")
             continue
         words = [int(word) if word.lstrip("-").isdigit() else word for word in name.split(".")]
         wrong = _set(document.data, words, value)

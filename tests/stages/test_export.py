@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_llama import QUESTIONS, gguf_of, tiny_base
+from tests.stages.tiny_llama import QUESTIONS, gguf_of, tiny_base
 
 from export import merge, run, verify
 from potstill import chat, models

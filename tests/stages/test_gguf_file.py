@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_llama import QUESTIONS, VOCABULARY, gguf_of, tiny_base
+from tests.stages.tiny_llama import QUESTIONS, VOCABULARY, gguf_of, tiny_base
 
 from export import merge, write
 from potstill import chat, models

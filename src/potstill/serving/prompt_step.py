@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from potstill.prompt import PromptRule
+from potstill.prompt import PromptRule, joined
 from potstill.records import Message
 from potstill.serving.call import Call
 
@@ -19,6 +19,5 @@ def strip_instructions(call: Call, rule: PromptRule) -> None:
 def _plain(message: Message) -> Message:
     """Only what templates read, with text parts joined: the rule and the templates compare plain text."""
     kept = {key: message[key] for key in _KEPT if message.get(key) is not None}
-    content = message.get("content")
-    kept["content"] = "\n".join(part["text"] for part in content) if isinstance(content, list) else content or ""
+    kept["content"] = joined(message.get("content")) or ""
     return kept

@@ -82,7 +82,9 @@ class ToolCalls:
 
     def canonical(self, value: Any) -> str:
         parts = [value["content"]] if value["content"] else []
-        parts += [f"<tool_call>{json.dumps(call, ensure_ascii=False)}</tool_call>" for call in value["calls"]]
+        for call in value["calls"]:
+            body = {"name": call["name"], "arguments": call["arguments"]}
+            parts.append(f"<tool_call>{json.dumps(body, ensure_ascii=False)}</tool_call>")
         return "\n".join(parts)
 
     def from_gold(self, answer: Any) -> Parsed:

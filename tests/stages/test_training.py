@@ -1,0 +1,267 @@
+"""Training: what is learnt, what is refused, and that a killed run goes on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from potstill import chat, models
+from potstill.contract import Contract
+from potstill.dataset import write_examples
+from potstill.errors import NothingLearned
+from potstill.manifest import write_manifest
+from potstill.prompt import PromptRule
+from potstill.records import Example
+from potstill.stage import Shared
+from tests.stages.tiny_llama import tiny_base
+from training import run
+from training.fit import refuse_not_finite
+from training.optimizer import MasterAdamW
+from training.rows import IGNORED, Row, block_columns, make_blocks, pack, pack_length_for, tokenise
+
+ROOT = Path(__file__).resolve().parents[2]
+LABELS = ["bad", "good", "plain"]
+WORDS = {"bad": ["awful", "broken", "late"], "good": ["great", "lovely", "quick"], "plain": ["a box", "blue", "ten"]}
+
+
+def example(at: int, **changes: Any) -> Example:
+    label = LABELS[at % 3]
+    text = f"It was {WORDS[label][at // 3 % 3]}, order {at}."
+    values: dict[str, Any] = {
+        "id": f"e{at}", "conversation": f"c{at}", "messages": [{"role": "user", "content": text}], "full_messages": [],
+        "answer": label, "teacher_answer": label, "teacher_text": label,
+    }  # fmt: skip
+    return Example(**(values | changes))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> models.Base:
+    return tiny_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dataset")
+    write_examples(folder / "train.parquet", [example(at) for at in range(90)])
+    write_examples(folder / "validation.parquet", [example(at) for at in range(300, 315)])
+    facts = {"prompt_rule": PromptRule().to_json()}
+    write_manifest(folder, "dataset", settings_passed={}, settings_used={}, inputs=[], facts=facts)
+    return folder
+
+
+def shared_for(base: models.Base, work: Path) -> Shared:
+    return Shared("tiny", {"kind": "classification", "labels": LABELS}, str(base.path), work, "")
+
+
+def settings_with(**changes: Any) -> run.Settings:
+    values: dict[str, Any] = {
+        "learning_rate": 0.01, "epochs": 4, "batch_tokens": 256, "window": 128, "evals": 2, "score_rows": 6,
+        "chat_template": "base",
+    }  # fmt: skip
+    return run.Settings(**(values | changes))
+
+
+def trained(base: models.Base, dataset: Path, out: Path, **changes: Any) -> Any:
+    out.mkdir(parents=True, exist_ok=True)
+    return run.main(settings_with(**changes), shared_for(base, out.parent), {"dataset": dataset}, out)
+
+
+@pytest.fixture(scope="module")
+def adapter(base: models.Base, dataset: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    out = tmp_path_factory.mktemp("adapter") / "out"
+    return out, trained(base, dataset, out)
+
+
+def losses(out: Path) -> list[float]:
+    return [line["loss"] for line in map(json.loads, (out / "trainer_log.jsonl").read_text().splitlines()) if "loss" in line]
+
+
+def test_training_lowers_the_loss_and_leaves_a_whole_adapter_folder(adapter: tuple[Path, Any]) -> None:
+    out, facts = adapter
+    assert facts["training"]["loss_last"] < 0.6 * facts["training"]["loss_first"]
+    assert (out / "adapter" / "adapter_model.safetensors").is_file()
+    assert not (out / "checkpoints").exists()
+    assert facts["training"]["steps"] == len(losses(out))
+
+
+def test_contract_carries_the_template_and_ids_that_training_used(adapter: tuple[Path, Any]) -> None:
+    out, _ = adapter
+    contract = Contract.read(out)
+    tokenizer = chat.load_tokenizer(out / "tokenizer")
+    assert contract.chat_template == tokenizer.chat_template
+    for golden in contract.golden:
+        assert chat.golden(tokenizer, golden.messages, golden.tools).token_ids == golden.token_ids
+        row, _ = chat.prompt_and_completion(tokenizer, golden.messages, golden.tools, "good")
+        assert row == golden.token_ids
+
+
+def test_same_seed_gives_the_same_losses(adapter: tuple[Path, Any], base: models.Base, dataset: Path, tmp_path: Path) -> None:
+    trained(base, dataset, tmp_path / "again")
+    assert losses(tmp_path / "again") == losses(adapter[0])
+
+
+def test_killed_run_resumes_with_the_same_losses(
+    adapter: tuple[Path, Any], base: models.Base, dataset: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    out.mkdir()
+    program = (
+        "import sys; from pathlib import Path; from tests.stages import test_training as t; from training import run\n"
+        "from potstill import models\n"
+        "base = models.resolve_base(sys.argv[1], Path(sys.argv[3]).parent)\n"
+        "t.trained(base, Path(sys.argv[2]), Path(sys.argv[3]))\n"
+    )
+    words = [sys.executable, "-c", program, str(base.path), str(dataset), str(out)]
+    child = subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    half = len(losses(adapter[0])) // 2 + 1
+    while time.monotonic() < deadline and child.poll() is None:
+        if (out / "trainer_log.jsonl").is_file() and len(losses(out)) >= half and any(out.glob("checkpoints/*/trainer_state.json")):
+            break
+        time.sleep(0.002)
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    assert child.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    trained(base, dataset, out)
+    assert losses(out) == losses(adapter[0])
+
+
+def test_first_loss_is_the_token_mean_over_answers_alone(
+    adapter: tuple[Path, Any], base: models.Base, dataset: Path
+) -> None:
+    """TRL's fused loss over our blocks, against plain cross-entropy over the same rows one by one."""
+    tokenizer = chat.load_tokenizer(base.path)
+    tokenised = tokenise(tokenizer, [example(at) for at in range(300, 315)], 128, repeat=False)
+    model = models.load_float(base.path, dtype="float32").eval()
+    total = count = 0.0
+    for row in tokenised.rows:
+        logits = model(input_ids=torch.tensor([row.token_ids])).logits[0, :-1]
+        labels = torch.tensor(row.labels[1:])
+        total += torch.nn.functional.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum").item()
+        count += int((labels != IGNORED).sum())
+    first = adapter[1]["training"]["eval_losses"][0]
+    assert first == pytest.approx(total / count, rel=0.02)  # one computes in bf16, the other in float32
+
+
+def test_packed_rows_do_not_see_each_other(base: models.Base) -> None:
+    tokenizer = chat.load_tokenizer(base.path)
+    rows = tokenise(tokenizer, [example(at) for at in range(4)], 128, repeat=False).rows
+    model = models.load_float(base.path, dtype="float32").eval()
+    length = sum(len(row.token_ids) for row in rows) + 5
+    columns = block_columns(rows, length, tokenizer.pad_token_id)
+    with torch.no_grad():
+        packed = model(
+            input_ids=torch.tensor([columns["input_ids"]] * 2), position_ids=torch.tensor([columns["position_ids"]] * 2)
+        ).logits[1]
+        start = 0
+        for row in rows:
+            alone = model(input_ids=torch.tensor([row.token_ids])).logits[0]
+            there = packed[start : start + len(row.token_ids)]
+            assert torch.allclose(there, alone, atol=1e-4), f"row {row.id} differs by {(there - alone).abs().max()}"
+            start += len(row.token_ids)
+
+
+def test_packing_does_not_change_what_is_learnt(base: models.Base, dataset: Path, tmp_path: Path) -> None:
+    """One step over all rows at once: packed and unpacked must give the same loss."""
+    found = []
+    for packing in (True, False):
+        facts = trained(base, dataset, tmp_path / str(packing), packing=packing, batch_tokens=65536, epochs=2)
+        found.append(facts["training"]["loss_first"])
+    assert found[0] == pytest.approx(found[1], rel=0.005)
+
+
+def test_nf4_trains_on_this_machine(base: models.Base, dataset: Path, tmp_path: Path) -> None:
+    facts = trained(base, dataset, tmp_path / "nf4", quantization="nf4")
+    assert facts["training"]["quantization"] == "nf4"
+    assert facts["training"]["loss_last"] < 0.7 * facts["training"]["loss_first"]
+
+
+def test_no_supervised_token_is_refused_before_the_model_is_loaded(base: models.Base, dataset: Path, tmp_path: Path) -> None:
+    long = tmp_path / "long"
+    write_examples(long / "train.parquet", [example(0, messages=[{"role": "user", "content": "word " * 400}])])
+    write_examples(long / "validation.parquet", [])
+    with pytest.raises(NothingLearned, match=r"no supervised token: 0 rows fit into train.window 128 and 1 are longer"):
+        trained(base, long, tmp_path / "out")
+    assert not (tmp_path / "out" / "contract.json").exists()
+
+
+def test_flat_loss_is_refused(base: models.Base, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(NothingLearned, match="nothing learned: validation loss"):
+        trained(base, dataset, tmp_path / "flat", learning_rate=1e-9, epochs=1)
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "eval_loss"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_no_number_stops_the_run(name: str, value: float) -> None:
+    with pytest.raises(NothingLearned, match="diverged"):
+        refuse_not_finite({"step": 3, name: value})
+
+
+def test_weights_repeat_rows_in_training_only(base: models.Base) -> None:
+    tokenizer = chat.load_tokenizer(base.path)
+    weighted = [example(0, weight=3.0), example(1)]
+    assert [row.id for row in tokenise(tokenizer, weighted, 128, repeat=True).rows] == ["e0"] * 3 + ["e1"]
+    assert [row.id for row in tokenise(tokenizer, weighted, 128, repeat=False).rows] == ["e0", "e1"]
+
+
+lengths = st.lists(st.integers(min_value=2, max_value=100), min_size=1, max_size=60)
+
+
+@given(lengths, st.integers(min_value=0, max_value=5))
+@settings(deadline=None, max_examples=60)
+def test_packing_keeps_every_row_once_and_within_its_block(sizes: list[int], seed: int) -> None:
+    rows = [Row(f"r{at}", list(range(size)), 1) for at, size in enumerate(sizes)]
+    length = pack_length_for(rows, 128)
+    blocks = make_blocks(rows, length, seed)
+    assert sorted(row.id for block in blocks for row in block) == sorted(row.id for row in rows)
+    for block in blocks:
+        columns = block_columns(block, length, 0)
+        assert all(len(column) == length for column in columns.values())
+        starts = [at for at, position in enumerate(columns["position_ids"]) if position == 0]
+        assert len(starts) in (len(block), len(block) + 1)  # padding, if any, is a row of its own
+
+
+@given(lengths)
+@settings(deadline=None, max_examples=60)
+def test_packing_needs_at_most_twice_the_least_blocks(sizes: list[int]) -> None:
+    rows = [Row(f"r{at}", list(range(size)), 1) for at, size in enumerate(sizes)]
+    assert len(pack(rows, 128)) <= max(1, 2 * -(-sum(sizes) // 128))
+
+
+def test_optimiser_is_adamw_in_float32_whatever_the_weights_compute_in() -> None:
+    start = torch.randn(8, 8)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    low = torch.nn.Parameter(start.to(torch.bfloat16))
+    mine = MasterAdamW([ours], lr=1e-3, weight_decay=0.1)
+    halved = MasterAdamW([low], lr=1e-5)
+    reference = torch.optim.AdamW([theirs], lr=1e-3, weight_decay=0.1)
+    for seed in range(20):
+        gradient = torch.randn(8, 8, generator=torch.Generator().manual_seed(seed))
+        ours.grad, theirs.grad, low.grad = gradient.clone(), gradient.clone(), torch.ones(8, 8, dtype=torch.bfloat16)
+        mine.step(), reference.step(), halved.step()
+    assert torch.allclose(ours, theirs, atol=1e-7)
+    moved = (start.to(torch.bfloat16).float() - halved.state[low]["master"]).mean().item()
+    assert moved == pytest.approx(20e-5, rel=0.01)  # updates that bf16 alone would have rounded away
+
+
+def test_optimiser_state_comes_back_in_float32() -> None:
+    weight = torch.nn.Parameter(torch.randn(4, dtype=torch.bfloat16))
+    first = MasterAdamW([weight], lr=1e-3)
+    weight.grad = torch.ones_like(weight)
+    first.step()
+    second = MasterAdamW([weight], lr=1e-3)
+    second.load_state_dict(first.state_dict())
+    for name, value in first.state[weight].items():
+        assert second.state[weight][name].dtype == torch.float32
+        assert torch.equal(second.state[weight][name], value)
