@@ -18,12 +18,13 @@ MAX_LINE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class Damaged:
-    """A line that cannot be read as an exchange."""
+    """A line that cannot be used; `damaged` is false for feedback whose exchange is in no source."""
 
     source: str
     line: int
     reason: str
     text: str
+    damaged: bool = True
 
 
 def files_of(patterns: Sequence[str]) -> list[str]:
@@ -64,6 +65,7 @@ def read_exchanges(patterns: Sequence[str]) -> Iterator[Exchange | Damaged]:
     """
     files = files_of(patterns)
     later: dict[str, list[Feedback]] = {}
+    places: dict[str, Damaged] = {}
     for file in _feedback_files(files):
         for number, line in _lines(file):
             if not line.strip():
@@ -71,6 +73,8 @@ def read_exchanges(patterns: Sequence[str]) -> Iterator[Exchange | Damaged]:
             try:
                 data = _json(line)
                 later.setdefault(data["id"], []).append(Feedback.from_json(data["feedback"]))
+                said = line.decode("utf-8", "replace")
+                places[data["id"]] = Damaged(file, number, "feedback: its exchange is in no source", said, False)
             except (DamagedLine, KeyError, TypeError) as fault:
                 yield Damaged(file, number, f"feedback line: {fault}", line.decode("utf-8", "replace"))
     for file in files:
@@ -78,9 +82,12 @@ def read_exchanges(patterns: Sequence[str]) -> Iterator[Exchange | Damaged]:
             if not line.strip():
                 continue
             try:
-                yield _with_feedback(Exchange.from_json(_json(line)), later)
+                exchange = Exchange.from_json(_json(line))
+                places.pop(exchange.id, None)
+                yield _with_feedback(exchange, later)
             except DamagedLine as fault:
                 yield Damaged(file, number, str(fault), line.decode("utf-8", "replace"))
+    yield from places.values()
 
 
 def _feedback_files(files: Sequence[str]) -> list[str]:

@@ -32,7 +32,7 @@ class Rejections:
                 "id": None,
                 "source": damaged.source,
                 "line": damaged.line,
-                "step": "damaged",
+                "step": "damaged" if damaged.damaged else "read",
                 "reason": damaged.reason,
                 "row": text,
             }

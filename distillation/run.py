@@ -21,7 +21,7 @@ from potstill.errors import DamagedInput, NothingLearned, RecipeError
 from potstill.manifest import Input
 from potstill.models import base_input
 from potstill.progress import say, track
-from potstill.prompt import PromptRule, find_rule
+from potstill.prompt import PromptRule, find_rule, instructions, sha256_text
 from potstill.recipe import PathText, Section
 from potstill.records import Example, Exchange, Json
 from potstill.redaction import KINDS, Kind, Redactor
@@ -37,6 +37,7 @@ from .split import Division, Split, divide, leakage, representatives
 
 NOUN: Noun = "dataset"
 NEEDS: tuple[Noun, ...] = ()
+Originals = dict[tuple[str, str], set[str]]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -106,9 +107,10 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     rejected, steps = Rejections(), Counter[str]()
     redactor = Redactor(settings.redact.kinds, settings.redact.region)
 
-    exchanges = read_redacted(settings, redactor, rejected, steps)
+    originals: Originals = {}
+    exchanges = read_redacted(settings, redactor, rejected, steps, originals)
     chosen = choose(settings, exchanges, rejected, steps)
-    rule = find_rule(each.messages for each in chosen) if settings.prompt == "internalise" else PromptRule()
+    rule = find_rule((e.messages for e in chosen), originals) if settings.prompt == "internalise" else PromptRule()
     examples, refusals = make_examples(settings, shared, chosen, rule, steps)
     clusters = near_duplicates([prompt_text(each.messages) for each in examples], settings.near_duplicate_threshold)
     division = split_rows(settings, chosen, examples, clusters)
@@ -117,18 +119,26 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     return write(shared, out, splits, rejected, rule, leaks, steps, redactor)
 
 
-def read_redacted(settings: Settings, redactor: Redactor, rejected: Rejections, steps: Counter[str]) -> list[Exchange]:
-    """Every readable line with personal data replaced; damaged lines are kept aside, redacted too."""
+def read_redacted(
+    settings: Settings, redactor: Redactor, rejected: Rejections, steps: Counter[str], originals: Originals
+) -> list[Exchange]:
+    """Every readable line with personal data replaced; damaged lines are kept aside, redacted too.
+
+    `originals` collects the hashes of instructions that redaction changed, so that serving can tell live ones.
+    """
     exchanges: dict[str, Exchange] = {}
     for found in track(read_exchanges([each.path for each in settings.sources]), "read and redact", unit="lines"):
         steps["lines"] += 1
         if isinstance(found, Damaged):
-            steps["damaged"] += 1
+            steps["damaged" if found.damaged else "feedback without its exchange"] += 1
             rejected.add_line(found, redactor.text(found.text))
         elif found.id in exchanges:
             rejected.add(found.id, "read", "id seen before", redactor.exchange(found.to_json()))
         else:
-            exchanges[found.id] = Exchange.from_json(redactor.exchange(found.to_json()))
+            exchanges[found.id] = redacted = Exchange.from_json(redactor.exchange(found.to_json()))
+            for before, after in zip(instructions(found.messages), instructions(redacted.messages), strict=True):
+                if before != after:
+                    originals.setdefault(after, set()).add(sha256_text(before[1]))
     if steps["damaged"] > settings.damaged_limit * steps["lines"]:
         raise DamagedInput(
             f"{steps['damaged']:,} of {steps['lines']:,} lines are damaged, more than damaged_limit "

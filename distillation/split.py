@@ -48,7 +48,7 @@ def divide(
     """
     groups = Clusters(len(examples))
     groups.join_equal(f"conversation {each.conversation}" for each in examples)
-    users = [str(each.metadata.get("user") or "") for each in examples]
+    users = ["" if each.metadata.get("user") is None else str(each.metadata["user"]) for each in examples]
     groups.join_equal(f"user {user}" if user else f"row {row}" for row, user in enumerate(users))
     groups.join_equal(f"cluster {cluster}" for cluster in clusters)
     members: dict[int, list[int]] = defaultdict(list)
@@ -94,7 +94,7 @@ def _place(
 def representatives(
     examples: Sequence[Example], rows: Sequence[int], clusters: Sequence[int]
 ) -> tuple[dict[int, float], list[Reject]]:
-    """One row a cluster with its weight (the cluster's rows), corrected rows first, then the answer most given.
+    """One row a cluster with its own weight, corrected rows first, then the answer most given.
 
     Corrected rows that disagree among themselves are all kept apart by answer: people are not voted down.
     """
@@ -132,5 +132,7 @@ def _keys(what: str, examples: Sequence[Example], clusters: Sequence[int], rows:
     if what == "conversations":
         return {examples[row].conversation for row in rows}
     if what == "users":
-        return {str(examples[row].metadata["user"]) for row in rows if examples[row].metadata.get("user")}
+        return {
+            str(examples[row].metadata["user"]) for row in rows if examples[row].metadata.get("user") not in (None, "")
+        }
     return {str(clusters[row]) for row in rows}

@@ -167,7 +167,7 @@ def read_manifest(folder: Path, kind: str | None = None, *, verify: bool = True)
     except (ValueError, TypeError, KeyError) as fault:
         raise ManifestMismatch(f"{path}: not a manifest ({fault}); restore or remake the folder") from fault
     if kind is not None and manifest.kind != kind:
-        raise ManifestMismatch(f"{folder}: holds a {manifest.kind}, expected a {kind}; give the right folder")
+        raise ManifestMismatch(f"{folder}: holds a {manifest.kind}, expected: {kind}; give the right folder")
     if verify:
         verify_files(folder, manifest)
     return manifest

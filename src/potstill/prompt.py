@@ -6,8 +6,10 @@ it is found once by `find_rule`, travels in the contract, and is applied by `Pro
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from os.path import commonprefix
 from typing import Any
@@ -20,6 +22,7 @@ MIN_STATIC = 24  # characters; shorter common beginnings are how people write, n
 MIN_SHARE = 0.002  # a wording counts as standing when this share of the exchanges has it, and at least...
 MIN_COUNT = 5  # ...this many
 INSTRUCTING = ("system", "developer")
+_PLACEHOLDER = re.compile(r"<[A-Z_]+_\d+>")
 
 
 def joined(content: Any) -> Any:
@@ -31,10 +34,20 @@ def joined(content: Any) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """A whole message to leave out: this role with exactly this text."""
+    """A whole message to leave out: this role with exactly this text, or a text with one of these hashes.
+
+    A log is redacted before anything is learnt of it, live prompts are not: where a standing text held personal data,
+    `text` is its redacted form and `sha256` tells the live one without keeping it.
+    """
 
     role: str
     text: str
+    sha256: tuple[str, ...] = ()
+
+    def matches(self, role: str, content: Any) -> bool:
+        if role != self.role or not isinstance(content, str):
+            return False
+        return content == self.text or (bool(self.sha256) and sha256_text(content) in self.sha256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +73,7 @@ class PromptRule:
 
     def _dropped(self, message: Message) -> bool:
         content = joined(message.get("content"))
-        return any(message["role"] == drop.role and content == drop.text for drop in self.drops)
+        return any(drop.matches(message["role"], content) for drop in self.drops)
 
     def _stripped(self, message: Message) -> Message:
         content = joined(message.get("content"))
@@ -81,33 +94,51 @@ class PromptRule:
         return all(each["role"] not in INSTRUCTING or self._dropped(each) for each in messages)
 
     def to_json(self) -> Json:
-        return {"drops": [asdict(each) for each in self.drops], "strips": [asdict(each) for each in self.strips]}
+        drops = [{"role": each.role, "text": each.text, "sha256": list(each.sha256)} for each in self.drops]
+        return {"drops": drops, "strips": [asdict(each) for each in self.strips]}
 
     @classmethod
     def from_json(cls, data: Json) -> PromptRule:
         return cls(
-            tuple(Drop(**each) for each in data.get("drops", [])),
+            tuple(Drop(each["role"], each["text"], tuple(each.get("sha256", ()))) for each in data.get("drops", [])),
             tuple(Strip(**each) for each in data.get("strips", [])),
         )
 
 
-def find_rule(prompts: Iterable[Sequence[Message]]) -> PromptRule:
-    """The standing instructions of a log: system texts said again and again, and the frames of first user turns."""
+def sha256_text(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def instructions(messages: Sequence[Message]) -> list[tuple[str, str]]:
+    """Role and text of every message that instructs."""
+    found = [(each["role"], joined(each.get("content"))) for each in messages if each["role"] in INSTRUCTING]
+    return [(role, text) for role, text in found if isinstance(text, str)]
+
+
+def find_rule(
+    prompts: Iterable[Sequence[Message]], originals: Mapping[tuple[str, str], Collection[str]] | None = None
+) -> PromptRule:
+    """The standing instructions of a log: system texts said again and again, and the frames of first user turns.
+
+    `originals` gives, for a redacted (role, text), the sha256 of what it was before. A frame that redaction has
+    touched could not be told in a live prompt: such user turns are kept whole.
+    """
     standing: Counter[tuple[str, str]] = Counter()
     firsts: list[str] = []
     total = 0
     for messages in prompts:
         total += 1
-        for message in messages:
-            text = joined(message.get("content"))
-            if message["role"] in INSTRUCTING and isinstance(text, str):
-                standing[message["role"], text] += 1
+        standing.update(instructions(messages))
         first = next((joined(m.get("content")) for m in messages if m["role"] == "user"), None)
         if isinstance(first, str):
             firsts.append(first)
     enough = max(MIN_COUNT, int(total * MIN_SHARE))
-    drops = [Drop(role, text) for (role, text), count in standing.most_common() if count >= enough]
-    strips = [Strip("user", prefix, suffix) for prefix, suffix in _frames(firsts, enough)]
+    hashes = originals or {}
+    drops = [
+        Drop(*said, tuple(sorted(hashes.get(said, ())))) for said, count in standing.most_common() if count >= enough
+    ]
+    frames = [frame for frame in _frames(firsts, enough) if not _PLACEHOLDER.search("".join(frame))]
+    strips = [Strip("user", prefix, suffix) for prefix, suffix in frames]
     return PromptRule(tuple(drops), tuple(strips))
 
 

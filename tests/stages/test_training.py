@@ -84,7 +84,9 @@ def adapter(base: models.Base, dataset: Path, tmp_path_factory: pytest.TempPathF
 
 
 def losses(out: Path) -> list[float]:
-    return [line["loss"] for line in map(json.loads, (out / "trainer_log.jsonl").read_text().splitlines()) if "loss" in line]
+    return [
+        line["loss"] for line in map(json.loads, (out / "trainer_log.jsonl").read_text().splitlines()) if "loss" in line
+    ]
 
 
 def test_training_lowers_the_loss_and_leaves_a_whole_adapter_folder(adapter: tuple[Path, Any]) -> None:
@@ -106,7 +108,9 @@ def test_contract_carries_the_template_and_ids_that_training_used(adapter: tuple
         assert row == golden.token_ids
 
 
-def test_same_seed_gives_the_same_losses(adapter: tuple[Path, Any], base: models.Base, dataset: Path, tmp_path: Path) -> None:
+def test_same_seed_gives_the_same_losses(
+    adapter: tuple[Path, Any], base: models.Base, dataset: Path, tmp_path: Path
+) -> None:
     trained(base, dataset, tmp_path / "again")
     assert losses(tmp_path / "again") == losses(adapter[0])
 
@@ -127,7 +131,11 @@ def test_killed_run_resumes_with_the_same_losses(
     deadline = time.monotonic() + 120
     half = len(losses(adapter[0])) // 2 + 1
     while time.monotonic() < deadline and child.poll() is None:
-        if (out / "trainer_log.jsonl").is_file() and len(losses(out)) >= half and any(out.glob("checkpoints/*/trainer_state.json")):
+        if (
+            (out / "trainer_log.jsonl").is_file()
+            and len(losses(out)) >= half
+            and any(out.glob("checkpoints/*/trainer_state.json"))
+        ):
             break
         time.sleep(0.002)
     os.kill(child.pid, signal.SIGKILL)
@@ -187,7 +195,9 @@ def test_nf4_trains_on_this_machine(base: models.Base, dataset: Path, tmp_path: 
     assert facts["training"]["loss_last"] < 0.7 * facts["training"]["loss_first"]
 
 
-def test_no_supervised_token_is_refused_before_the_model_is_loaded(base: models.Base, dataset: Path, tmp_path: Path) -> None:
+def test_no_supervised_token_is_refused_before_the_model_is_loaded(
+    base: models.Base, dataset: Path, tmp_path: Path
+) -> None:
     long = tmp_path / "long"
     write_examples(long / "train.parquet", [example(0, messages=[{"role": "user", "content": "word " * 400}])])
     write_examples(long / "validation.parquet", [])

@@ -33,7 +33,8 @@ distill:
   sources: [{{path: log.jsonl}}]
   split: {{test: 0.4, validation: 0.1}}
   near_duplicate_threshold: 1.0
-train: {{learning_rate: 0.02, epochs: 12, batch_tokens: 256, window: 128, evals: 2, score_rows: 10, chat_template: base}}
+train:
+  {{learning_rate: 0.02, epochs: 12, batch_tokens: 256, window: 128, evals: 2, score_rows: 10, chat_template: base}}
 export: {{formats: [gguf-q8_0], max_mismatch_share: 0.5}}
 evaluate: {{gold: gold.jsonl, margin: 0.2, resamples: 1000, candidates: [teacher, adapter, artifacts]}}
 register: {{model: tiny}}
@@ -50,9 +51,14 @@ def exchange(at: int) -> tuple[dict[str, Any], dict[str, str]]:
         "time": f"2026-01-05T08:{at // 60 % 60:02d}:{at % 60:02d}Z",
         "request": {
             "model": "large",
-            "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": f"Parcel {at} was {word}."}],
+            "messages": [
+                {"role": "system", "content": SYSTEM},
+                {"role": "user", "content": f"Parcel {at} was {word}."},
+            ],
         },
-        "response": {"choices": [{"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}]},
+        "response": {
+            "choices": [{"index": 0, "message": {"role": "assistant", "content": said}, "finish_reason": "stop"}]
+        },
         "latency_ms": 100 + at % 7,
         "metadata": {"conversation": f"c{at}"},
         "feedback": [],
@@ -130,7 +136,8 @@ def test_served_answer_is_constrained_stripped_captured_and_learnt_from(server: 
     answer = client.chat.completions.create(model="tiny", messages=asked)  # type: ignore[arg-type]
     assert answer.choices[0].message.content in WORDS
     bare = client.chat.completions.create(model="tiny", messages=asked[1:])  # type: ignore[arg-type]
-    assert answer.usage and bare.usage
+    assert answer.usage is not None
+    assert bare.usage is not None
     assert answer.usage.prompt_tokens == bare.usage.prompt_tokens
     body = {"id": answer.id, "kind": "correction", "name": "agent", "value": "bad", "by": "tester"}
     assert httpx.post(f"{server.base_url}/feedback", json=body).status_code == 200

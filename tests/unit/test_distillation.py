@@ -63,7 +63,7 @@ def test_damaged_lines_are_kept_aside_with_their_number_and_reason(tmp_path: Pat
 
 def read(path: Path, **changes: Any) -> tuple[list[Exchange], Rejections]:
     rejected = Rejections()
-    return read_redacted(settings_for(path, **changes), Redactor(), rejected, Counter()), rejected
+    return read_redacted(settings_for(path, **changes), Redactor(), rejected, Counter(), {}), rejected
 
 
 def test_fifty_damaged_lines_of_a_thousand_stop_the_run_and_of_thirteen_thousand_do_not(tmp_path: Path) -> None:
@@ -132,6 +132,30 @@ def test_feedback_beside_captured_exchanges_is_joined_in_any_order(tmp_path: Pat
     assert [each.kind for each in second.feedback] == ["correction", "thumbs"]
     (damaged,) = (each for each in found if isinstance(each, Damaged))
     assert (damaged.source, damaged.line) == (str(tmp_path / "feedback-0.jsonl"), 2)
+
+
+def test_feedback_without_its_exchange_is_kept_aside_and_is_no_damage(tmp_path: Path) -> None:
+    write_log(tmp_path / "exchanges-1.jsonl", [exchange(0)])
+    write_log(tmp_path / "feedback-1.jsonl", [{"id": "elsewhere", "feedback": correction("loan")[0]}])
+    kept, rejected = read(tmp_path / "exchanges-*.jsonl", damaged_limit=0.0)
+    assert [each.id for each in kept] == ["x00000"]
+    (row,) = rejected.rows
+    assert (row["step"], row["line"], "elsewhere" in row["row"]) == ("read", 1, True)
+
+
+def test_instructions_that_hold_personal_data_are_still_told_when_served(whole: Whole) -> None:
+    """The log is redacted, the live prompt is not: the rule must know both, without keeping the data."""
+    live = "You sort mail. Complaints go to help@bank.example or +44 20 7946 0958. Answer with one word."
+    lines = [exchange(at) for at in range(40)]
+    for line in lines:
+        line["request"]["messages"][0]["content"] = live
+    facts, out = whole(lines)
+    rule = PromptRule.from_json(facts["prompt_rule"])
+    asked = [{"role": "system", "content": live}, {"role": "user", "content": "Where is my card?"}]
+    assert rule.apply(asked) == asked[1:]
+    assert rule.apply([{**asked[0], "content": live + " Please."}, asked[1]]) != asked[1:]
+    assert all(b"help@bank" not in path.read_bytes() for path in out.rglob("*") if path.is_file())
+    assert "help@bank" not in str(facts)
 
 
 def test_feedback_files_are_inputs_by_content(tmp_path: Path, shared: Shared) -> None:

@@ -125,7 +125,7 @@ def test_folder_without_a_manifest_is_incomplete_and_one_of_another_kind_is_refu
     with pytest.raises(ManifestMismatch, match="incomplete folder"):
         read_manifest(tmp_path, "dataset")
     seal(tmp_path)
-    with pytest.raises(ManifestMismatch, match=r"holds a dataset, expected an? adapter"):
+    with pytest.raises(ManifestMismatch, match=r"holds a dataset, expected: adapter"):
         read_manifest(tmp_path, "adapter")
 
 

@@ -101,8 +101,12 @@ def test_second_run_skips_every_stage(bench: Bench) -> None:
     assert bench.calls == ["distill", "train", "evaluate"]
     second = bench.run()
     assert bench.calls == []
-    assert all(second[noun]["skipped"] and second[noun]["why"] == "unchanged" for noun in ("dataset", "adapter", "report"))
-    assert [second[noun]["digest"] for noun in ("dataset", "adapter")] == [first[noun]["digest"] for noun in ("dataset", "adapter")]
+    assert all(
+        second[noun]["skipped"] and second[noun]["why"] == "unchanged" for noun in ("dataset", "adapter", "report")
+    )
+    assert [second[noun]["digest"] for noun in ("dataset", "adapter")] == [
+        first[noun]["digest"] for noun in ("dataset", "adapter")
+    ]
 
 
 def test_changed_setting_remakes_its_stage_and_what_follows_and_says_why(bench: Bench) -> None:
