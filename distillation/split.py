@@ -96,11 +96,12 @@ def representatives(
 ) -> tuple[dict[int, float], list[Reject]]:
     """One row a cluster with its own weight, corrected rows first, then the answer most given.
 
-    Corrected rows that disagree among themselves are all kept apart by answer: people are not voted down.
+    Prompts of different length in turns are never duplicates: the turns of one long conversation look alike, and each
+    asks for another answer. Corrected rows that disagree among themselves are all kept apart by answer: people are not voted down.
     """
-    by_cluster: dict[int, list[int]] = defaultdict(list)
+    by_cluster: dict[tuple[int, int], list[int]] = defaultdict(list)
     for row in rows:
-        by_cluster[clusters[row]].append(row)
+        by_cluster[clusters[row], len(examples[row].messages)].append(row)
     kept: dict[int, float] = {}
     left_out: list[Reject] = []
     for members in by_cluster.values():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import time
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,15 @@ KEPT = (
     "eval_mean_token_accuracy",
 )
 FLAT_SHARE = 0.02  # a run whose loss falls by less than this share has learnt nothing worth an evaluation
+
+
+def machine_figures() -> Json:
+    """What this process has used so far: peak memory in bytes, processor time in seconds (all cores)."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return {
+        "system/peak_memory_bytes": used.ru_maxrss * 1024,  # Linux counts in KiB
+        "system/cpu_seconds": round(used.ru_utime + used.ru_stime, 2),
+    }
 
 
 def last_checkpoint(folder: Path) -> Path | None:
@@ -76,7 +86,7 @@ class Watch:
     def take(self, values: Json) -> None:
         """Remember one set of figures and append it to the log."""
         with self.log.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(values | {"time": round(time.time(), 3)}) + "\n")
+            stream.write(json.dumps(values | machine_figures() | {"time": round(time.time(), 3)}) + "\n")
         self._remember(values)
         if "eval_score" in values:
             loss, score = self.eval_losses[-1], values["eval_score"]

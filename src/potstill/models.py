@@ -103,9 +103,11 @@ def _folder_digest(folder: Path) -> str:
 
 def _convert_gguf(path: Path, folder: Path, digest: str) -> None:
     """Dequantise a GGUF into bf16 safetensors. Built aside and renamed, so that a cached folder is always whole."""
+    os.environ.setdefault("TQDM_DISABLE", "1")  # its reader draws a bar that no switch of its own turns off
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    prepare_torch()
     say(f"converting {path.name} to bf16 safetensors (once; kept in {folder})")
     building = folder.with_name(f"{folder.name}.building-{os.getpid()}")
     shutil.rmtree(building, ignore_errors=True)
@@ -165,10 +167,13 @@ def load_nf4(base: Path) -> Any:
 
 
 def prepare_torch() -> None:
-    """Process-wide settings that every torch user of Potstill wants, before its first operation.
+    """Process-wide settings that every user of torch and transformers here wants, before the first operation.
 
     Subnormal numbers slow CPU training by up to four times as the loss falls; they carry nothing.
     """
     import torch
+    from transformers.utils import logging
 
     torch.set_flush_denormal(True)
+    logging.disable_progress_bar()  # our own progress has rate and time left, and does not fill a log
+    logging.set_verbosity_error()

@@ -45,11 +45,12 @@ def plan_stage(recipe: Recipe, section: str, module: Any, upstream: Mapping[Noun
 
     With an upstream that is not made yet (None) the stage's own folder cannot be named: it will run.
     """
-    settings = recipe.sections[section]
+    inputs = [*module.inputs(recipe.sections[section], recipe.shared)]
     if any(upstream.get(need) is None for need in module.NEEDS):
         missing = ", ".join(need for need in module.NEEDS if upstream.get(need) is None)
-        return Plan(section, module.NOUN, recipe.shared.work_dir, "", False, f"a new {missing} comes first", ())
-    inputs = [*module.inputs(settings, recipe.shared)]
+        return Plan(
+            section, module.NOUN, recipe.shared.work_dir, "", False, f"a new {missing} comes first", tuple(inputs)
+        )
     for need in module.NEEDS:
         manifest = upstream[need]
         assert manifest is not None

@@ -229,6 +229,17 @@ def test_person_who_corrected_outvotes_the_teacher_and_is_not_outvoted() -> None
     assert [at for at, _ in left_out] == [0, 1, 4]
 
 
+def test_turns_of_one_conversation_are_not_folded_into_each_other() -> None:
+    """Each turn's prompt holds the one before it: alike, and yet another question with another answer."""
+    turns = [{"role": "user", "content": f"turn {at} of a long talk"} for at in range(6)]
+    examples = [
+        Example(f"t{at}", "talk", turns[: at + 1], [], f"answer {at}", "card", "card") for at in range(len(turns))
+    ]
+    kept, left_out = representatives(examples, range(6), [0] * 6)
+    assert set(kept) == set(range(6))
+    assert left_out == []
+
+
 def test_same_text_in_parts_is_the_same_prompt() -> None:
     parts = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
     assert prompt_text(parts) == prompt_text([{"role": "user", "content": "hello"}])
