@@ -148,7 +148,7 @@ def _set(data: Any, words: list[str | int], value: Any) -> str | None:
     last = words[-1]
     if isinstance(data, list):
         if not isinstance(last, int) or not 0 <= last <= len(data):
-            return f"{last} is no item of a list of {len(data)}"
+            return f"{last} is no item of a list of {len(data)} (the next new one is {len(data)})"
         data[last : last + 1] = [value]
     elif isinstance(data, dict):
         data[last] = value

@@ -169,9 +169,9 @@ def test_packed_rows_do_not_see_each_other(base: models.Base) -> None:
     length = sum(len(row.token_ids) for row in rows) + 5
     columns = block_columns(rows, length, tokenizer.pad_token_id)
     with torch.no_grad():
-        packed = model(
-            input_ids=torch.tensor([columns["input_ids"]] * 2), position_ids=torch.tensor([columns["position_ids"]] * 2)
-        ).logits[1]
+        ids, positions = (torch.tensor([columns[name]] * 2) for name in ("input_ids", "position_ids"))
+        # without a cache, as TRL's trainer calls it: with one, transformers does not look for packed rows
+        packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[1]
         start = 0
         for row in rows:
             alone = model(input_ids=torch.tensor([row.token_ids])).logits[0]

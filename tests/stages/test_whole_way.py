@@ -34,7 +34,7 @@ distill:
   split: {{test: 0.4, validation: 0.1}}
   near_duplicate_threshold: 1.0
 train:
-  {{learning_rate: 0.02, epochs: 12, batch_tokens: 256, window: 128, evals: 2, score_rows: 10, chat_template: base}}
+  {{learning_rate: 0.01, epochs: 16, batch_tokens: 256, window: 128, evals: 2, score_rows: 10, chat_template: base}}
 export: {{formats: [gguf-q8_0], max_mismatch_share: 0.5}}
 evaluate: {{gold: gold.jsonl, margin: 0.2, resamples: 1000, candidates: [teacher, adapter, artifacts]}}
 register: {{model: tiny}}
@@ -143,7 +143,7 @@ def test_served_answer_is_constrained_stripped_captured_and_learnt_from(server: 
     assert httpx.post(f"{server.base_url}/feedback", json=body).status_code == 200
 
     captured = f"{server.capture_dir}/exchanges-*.jsonl"
-    words = [f"distill.sources.0.path={captured}", "distill.sources.1.path=" + str(place / "log.jsonl")]
+    words = [f"distill.sources.1={{path: {captured}}}"]
     assert cli.main(["distill", str(place / "recipe.yaml"), *words, "--no-track", "distill.split.validation=0.3"]) == 0
     from potstill.pipeline import newest
 
