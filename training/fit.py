@@ -1,8 +1,8 @@
 """The training itself: TRL's SFTTrainer as the frame, our rows, our optimiser, our checks.
 
 TRL pads or flattens a batch; we hand it ready blocks instead (ids, labels, restarting position ids), so that a step
-multiplies real tokens only and attention stays within short blocks. The loss is TRL's fused one, which builds logits
-for supervised tokens alone.
+multiplies real tokens only and attention stays within short blocks. Its fused loss multiplies every token with the
+whole vocabulary, in chunks; ours only those that are learnt, which on short answers is two fifths of a step less.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from potstill.stage import Shared
 
 from .model import student
 from .optimizer import MasterAdamW
-from .rows import Row, Tokenised, block_columns, make_blocks, pack_length_for
+from .rows import IGNORED, Row, Tokenised, block_columns, make_blocks, pack_length_for
 from .watch import Watch, last_checkpoint
 
 if TYPE_CHECKING:
@@ -154,7 +154,14 @@ def make_trainer(
         return {name: torch.tensor([item[name] for item in items]) for name in items[0]}
 
     class Trainer(SFTTrainer):
-        """Adds the task score to what an evaluation measures; the best has the best score, loss breaking ties."""
+        """Our loss, and the task score in every evaluation; the best has the best score, loss breaking ties."""
+
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            loss, accuracy = answer_loss(model, inputs, num_items_in_batch)
+            self._metrics["train" if model.training else "eval"]["mean_token_accuracy"].append(accuracy)
+            return loss
 
         def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
             metrics: dict[str, float] = super().evaluate(*args, **kwargs)
@@ -225,6 +232,27 @@ def _arguments(settings: Settings, plan: dict[str, int], out: Path, *, evaluates
         use_cpu=not torch.cuda.is_available(),
         dataloader_pin_memory=torch.cuda.is_available(),
     )
+
+
+def answer_loss(model: Any, inputs: Json, tokens: Any = None) -> tuple[Any, float]:
+    """Cross-entropy summed over answer tokens divided by `tokens` (default: their number), and the share got right.
+
+    Only the hidden states in front of an answer token are multiplied with the vocabulary.
+    """
+    import torch
+
+    language_model = model.get_base_model()
+    hidden = language_model.model(
+        input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False
+    ).last_hidden_state
+    labels = inputs["labels"][:, 1:]
+    learnt = labels != IGNORED
+    targets = labels[learnt]
+    logits = language_model.lm_head(hidden[:, :-1][learnt]).float()
+    total = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
+    count = max(int(targets.numel()), 1)
+    accuracy = float((logits.detach().argmax(-1) == targets).sum()) / count
+    return total / (count if tokens is None else tokens), accuracy
 
 
 def restore_adapter(model: Any, checkpoint: Path) -> None:
