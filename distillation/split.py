@@ -97,7 +97,8 @@ def representatives(
     """One row a cluster with its own weight, corrected rows first, then the answer most given.
 
     Prompts of different length in turns are never duplicates: the turns of one long conversation look alike, and each
-    asks for another answer. Corrected rows that disagree among themselves are all kept apart by answer: people are not voted down.
+    asks for another answer. Corrected rows that disagree among themselves are all kept apart by answer: people are
+    not voted down.
     """
     by_cluster: dict[tuple[int, int], list[int]] = defaultdict(list)
     for row in rows:

@@ -242,13 +242,13 @@ def answer_loss(model: Any, inputs: Json, tokens: Any = None) -> tuple[Any, floa
     import torch
 
     language_model = model.get_base_model()
-    hidden = language_model.model(
+    hidden = language_model.get_decoder()(
         input_ids=inputs["input_ids"], position_ids=inputs["position_ids"], use_cache=False
     ).last_hidden_state
     labels = inputs["labels"][:, 1:]
     learnt = labels != IGNORED
     targets = labels[learnt]
-    logits = language_model.lm_head(hidden[:, :-1][learnt]).float()
+    logits = language_model.get_output_embeddings()(hidden[:, :-1][learnt]).float()
     total = torch.nn.functional.cross_entropy(logits, targets, reduction="sum")
     count = max(int(targets.numel()), 1)
     accuracy = float((logits.detach().argmax(-1) == targets).sum()) / count

@@ -132,7 +132,13 @@ def lineage_command(arguments: argparse.Namespace) -> int:
     """The way back to the traffic log's hash, and forward to what was made."""
     from potstill.lineage import lineage
 
-    node = lineage(arguments.thing, Path(arguments.work_dir), arguments.tracking_uri)
+    work = Path(arguments.work_dir).resolve()
+    uri = arguments.tracking_uri
+    if uri is None and arguments.thing.startswith("models:/"):
+        from potstill.tracking import default_uri
+
+        uri = default_uri(work)
+    node = lineage(arguments.thing, work, uri)
     print(json.dumps(node.to_json()) if arguments.json else node.to_text())
     return 0
 
