@@ -172,8 +172,9 @@ def prepare_torch() -> None:
     Subnormal numbers slow CPU training by up to four times as the loss falls; they carry nothing.
     """
     import torch
-    from transformers.utils import logging
+    from transformers.utils import logging as untyped
 
+    logging: Any = untyped
     torch.set_flush_denormal(True)
     logging.disable_progress_bar()  # our own progress has rate and time left, and does not fill a log
     logging.set_verbosity_error()
