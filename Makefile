@@ -33,10 +33,10 @@ ui: $(INSTALLED)
 	  --backend-store-uri "sqlite:///$(CURDIR)/work/mlflow.db" --default-artifact-root "file://$(CURDIR)/work/mlartifacts"
 
 test-slow: $(INSTALLED)
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow || [ $$? -eq 5 ]  # 5: no test is in this tier yet
 
 test-faults: $(INSTALLED)
-	$(BIN)/python -m pytest -m faults
+	$(BIN)/python -m pytest -m faults || [ $$? -eq 5 ]  # 5: no test is in this tier yet
 
 test-gpu: $(INSTALLED)
 	$(BIN)/python -m pytest -m gpu
