@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from potstill.completers import CompletionRequest
 from potstill.completers.transformers import TransformersCompleter
 from potstill.contract import Contract
-from potstill.errors import DamagedInput, NothingLearned
+from potstill.errors import DamagedInput
 from potstill.progress import say
 from potstill.records import Example, Json
 from potstill.stage import Shared
@@ -277,13 +277,3 @@ def _printer() -> Any:
     from transformers.trainer_callback import PrinterCallback
 
     return PrinterCallback
-
-
-def refuse_not_finite(values: Json) -> None:
-    """Raise NothingLearned on a loss or gradient norm that is no number."""
-    for name in ("loss", "grad_norm", "eval_loss"):
-        value = values.get(name)
-        if value is not None and not math.isfinite(value):
-            raise NothingLearned(
-                f"{name} is {value} at step {values.get('step')}: training has diverged; lower train.learning_rate"
-            )

@@ -7,7 +7,6 @@ Run: `potstill train RECIPE`; a run that was stopped goes on from its last check
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -151,9 +150,3 @@ def resolved_quantization(settings: Settings) -> Literal["none", "nf4"]:
     if settings.method == "qlora" and not wanted:
         say("quantization: none (bf16): on a CPU the memory that NF4 saves costs training time; nf4 forces it")
     return "nf4" if wanted else "none"
-
-
-def log_line(path: Path, values: Json) -> None:
-    """Append one line to a JSON Lines log."""
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(values) + "\n")

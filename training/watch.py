@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import resource
 import time
 from pathlib import Path
@@ -39,6 +40,16 @@ def last_checkpoint(folder: Path) -> Path | None:
     return max(whole, key=lambda path: int(path.name.partition("-")[2]), default=None)
 
 
+def refuse_not_finite(values: Json) -> None:
+    """Raise NothingLearned on a loss or gradient norm that is no number."""
+    for name in ("loss", "grad_norm", "eval_loss"):
+        value = values.get(name)
+        if value is not None and not math.isfinite(value):
+            raise NothingLearned(
+                f"{name} is {value} at step {values.get('step')}: training has diverged; lower train.learning_rate"
+            )
+
+
 class Watch:
     """Collects losses; `callback` plugs into the trainer, `verdict` judges the finished run."""
 
@@ -55,8 +66,6 @@ class Watch:
 
     def callback(self) -> Any:
         from transformers import TrainerCallback
-
-        from .fit import refuse_not_finite
 
         watch = self
 

@@ -106,9 +106,3 @@ def golden(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Json]) -
     """One prompt with the text and ids that this tokenizer gives it."""
     text = render(tokenizer, messages, tools)
     return Golden(list(messages), list(tools), text, encode(tokenizer, text))
-
-
-def system_text_is_lost(tokenizer: Any) -> bool:
-    """Whether the template drops a system message (some do, silently)."""
-    messages = [{"role": "system", "content": _PROBE}, {"role": "user", "content": "x"}]
-    return _PROBE not in render(tokenizer, messages)

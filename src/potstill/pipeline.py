@@ -23,6 +23,7 @@ from potstill.progress import say
 from potstill.recipe import Recipe
 from potstill.records import Json
 from potstill.stage import Noun
+from potstill.tracking import without_password
 
 RESUMABLE = ("adapter",)  # an unfinished folder of these is continued, any other begun anew
 
@@ -121,7 +122,7 @@ def run_pipeline(recipe: Recipe, modules: Mapping[str, Any], upto: str, *, track
     outcome: Json = {}
     shared = recipe.shared
     shared.work_dir.mkdir(parents=True, exist_ok=True)
-    say(f"recipe {recipe.path} -> {shared.work_dir}; MLflow: {_without_password(shared.tracking_uri)}")
+    say(f"recipe {recipe.path} -> {shared.work_dir}; MLflow: {without_password(shared.tracking_uri)}")
     with locked(shared.work_dir):
         for section in sections:
             module = modules[section]
@@ -181,11 +182,6 @@ def _record(recipe: Recipe, folder: Path) -> None:
     from potstill.tracking_stages import record_folder
 
     record_folder(open_tracking(recipe.shared.tracking_uri), recipe.shared.name, folder)
-
-
-def _without_password(uri: str) -> str:
-    head, at, tail = uri.rpartition("@")
-    return f"{head.rpartition('//')[0]}//...@{tail}" if at else uri
 
 
 @contextmanager

@@ -26,9 +26,9 @@ from potstill.records import Example
 from potstill.stage import Shared
 from tests.stages.tiny_llama import tiny_base
 from training import run
-from training.fit import refuse_not_finite
 from training.optimizer import MasterAdamW
 from training.rows import IGNORED, Row, block_columns, make_blocks, pack, pack_length_for, tokenise
+from training.watch import refuse_not_finite
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ["bad", "good", "plain"]
