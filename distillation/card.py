@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from potstill.records import Example, Json
+from potstill.dataset import SEALED
+from potstill.records import Json
 
 MOST_ROWS = 100
 
 
-def data_card(name: str, facts: Json, splits: Mapping[Any, Sequence[Example]], lengths: Mapping[str, Json]) -> str:
+def data_card(name: str, facts: Json, out: Path) -> str:
     """The card of one dataset; every table comes from the facts that the manifest carries."""
     parts = [
         f"# Dataset of {name}",
@@ -37,15 +39,15 @@ def data_card(name: str, facts: Json, splits: Mapping[Any, Sequence[Example]], l
         "",
         "## Teacher and corrections",
         "",
-        _teacher(splits),
+        _teacher(out),
         "",
         "## Answers",
         "",
-        _answers(splits),
+        _answers(out),
         "",
         "## Lengths",
         "",
-        _table(["split", "part", "median", "p95", "longest", "unit"], _lengths(lengths)),
+        _table(["split", "part", "median", "p95", "longest", "unit"], _lengths(facts["lengths"])),
         "",
         "## Leakage",
         "",
@@ -78,28 +80,46 @@ def _prompt(rule: Json) -> str:
     return "\n".join(lines)
 
 
-def _teacher(splits: Mapping[Any, Sequence[Example]]) -> str:
-    rows = [each for split in splits.values() for each in split]
-    corrected = [each for each in rows if each.corrected and each.teacher_answer is not None]
-    agreed = sum(1 for each in corrected if each.answer == each.teacher_answer)
+def _teacher(out: Path) -> str:
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    corrected = agreed = 0
+    for path in ("train.parquet", "validation.parquet", SEALED):
+        table = pq.read_table(out / path, columns=["answer", "teacher_answer", "corrected"])
+        table = table.filter(pc.and_(table["corrected"], pc.is_valid(table["teacher_answer"])))
+        corrected += len(table)
+        agreed += pc.sum(pc.equal(table["answer"], table["teacher_answer"])).as_py() or 0
     if not corrected:
         return "The log holds no corrections: nothing here says how often the teacher is right."
     return (
-        f"{len(corrected):,} rows carry a correction; the teacher had said the same in {agreed:,} of them "
-        f"({agreed / len(corrected):.1%}). Where they differ, the correction is what is learnt."
+        f"{corrected:,} rows carry a correction; the teacher had said the same in {agreed:,} of them "
+        f"({agreed / corrected:.1%}). Where they differ, the correction is what is learnt."
     )
 
 
-def _answers(splits: Mapping[Any, Sequence[Example]]) -> str:
-    counts = {name: Counter(each.answer for each in rows) for name, rows in splits.items() if name != "test"}
-    train = counts.get("train", Counter())
-    shown = train.most_common(MOST_ROWS)
+def _answers(out: Path) -> str:
+    counts = {name: _counted(out / f"{name}.parquet") for name in ("train", "validation")}
+    train = counts["train"]
+    shown = sorted(train.items(), key=lambda each: (-each[1], each[0]))[:MOST_ROWS]
     table = _table(
         ["answer", "train", "validation"],
-        [(answer[:80], count, counts.get("validation", Counter())[answer]) for answer, count in shown],
+        [(answer, count, counts["validation"].get(answer, 0)) for answer, count in shown],
     )
     rest = len(train) - len(shown)
     return table + (f"\n\n{rest:,} rarer answers are not listed." if rest > 0 else "")
+
+
+def _counted(path: Path) -> dict[str, int]:
+    """How often each answer (its first 80 characters) stands in a split, read a piece at a time."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    found: Counter[str] = Counter()
+    for batch in pq.ParquetFile(path).iter_batches(columns=["answer"]):
+        for each in pc.value_counts(pc.utf8_slice_codeunits(batch.column(0), 0, 80)).to_pylist():
+            found[each["values"]] += each["counts"]
+    return found
 
 
 def _lengths(lengths: Mapping[str, Json]) -> list[list[Any]]:

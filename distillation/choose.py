@@ -3,11 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from potstill.prompt import PromptRule
-from potstill.records import Example, Exchange
+from pydantic import Field
+
+from potstill.recipe import Section
+from potstill.records import Example, Exchange, Message
 from potstill.tasks import Task
+
+
+class Select(Section):
+    """Which exchanges count. `scores` are minimums by feedback name, such as `task_success: 1.0`."""
+
+    where: dict[str, Any] = Field(default_factory=dict)
+    scores: dict[str, float] = Field(default_factory=dict)
+
+
+class Corrections(Section):
+    """What corrections do. `train_on: corrected` learns and validates on those rows alone; `weight` repeats them."""
+
+    use: bool = True
+    train_on: Literal["all", "corrected"] = "all"
+    weight: Annotated[float, Field(ge=1, le=20)] = 1.0
 
 
 def matches(exchange: Exchange, where: Mapping[str, Any]) -> bool:
@@ -42,9 +59,9 @@ def feedback_refusal(exchange: Exchange, scores: Mapping[str, float]) -> str | N
 
 
 def to_example(
-    exchange: Exchange, task: Task, rule: PromptRule, *, use_corrections: bool, correction_weight: float
+    exchange: Exchange, task: Task, messages: list[Message], corrections: Corrections
 ) -> tuple[Example, str | None]:
-    """The dataset row of an exchange, and the reason why nothing can be learnt from it (None when something can).
+    """The dataset row of an exchange with the student's prompt, and why nothing can be learnt from it (None: it can).
 
     The teacher's own answer stays beside the answer to learn, so that the teacher can be judged for what it said.
     A row that teaches nothing still belongs into the test split: leaving out what the teacher got wrong flatters it.
@@ -55,7 +72,7 @@ def to_example(
     answer, refusal = teacher, None if teacher is not None else f"invalid answer: {said.reason}"
     if exchange.finish_reason == "length":
         answer, refusal = None, "answer was cut off (finish_reason: length)"
-    correction = exchange.correction if use_corrections else None
+    correction = exchange.correction if corrections.use else None
     if correction is not None:
         corrected = task.from_gold(correction)
         answer = task.canonical(corrected.value) if corrected.valid else None
@@ -63,14 +80,14 @@ def to_example(
     example = Example(
         id=exchange.id,
         conversation=exchange.conversation,
-        messages=rule.apply(exchange.messages),
+        messages=messages,
         full_messages=exchange.messages,
         answer=answer or "",
         teacher_answer=teacher,
         teacher_text=text,
         tools=exchange.tools,
         corrected=correction is not None,
-        weight=correction_weight if correction is not None else 1.0,
+        weight=corrections.weight if correction is not None else 1.0,
         prompt_tokens=exchange.usage.get("prompt_tokens"),
         completion_tokens=exchange.usage.get("completion_tokens"),
         latency_ms=exchange.latency_ms,

@@ -1,75 +1,117 @@
-"""Near-duplicate clusters (MinHash and locality-sensitive hashing by `rensa`, every pair checked by exact Jaccard)."""
+"""Clusters of duplicates: equal prompts by hash, near-duplicates by MinHash bands with every pair checked exactly."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from potstill.prompt import joined
-from potstill.records import Message, canonical_json
+from .fingerprints import folded, shingle_hashes
+from .runtime import Runtime
+from .spool import cells
 
-PERMUTATIONS = 128
-BANDS = 32  # 4 rows a band: a pair of Jaccard 0.8 is missed with probability (1 - 0.8**4)**32 < 1e-7
-SHINGLE = 5
-SEED = 20260105
-_SPACE = re.compile(r"\W+")
-
-
-class Clusters:
-    """Disjoint sets over row numbers (union by smaller root, so that the result does not depend on order)."""
-
-    def __init__(self, size: int) -> None:
-        self._parent = list(range(size))
-
-    def find(self, row: int) -> int:
-        while self._parent[row] != row:
-            self._parent[row] = self._parent[self._parent[row]]
-            row = self._parent[row]
-        return row
-
-    def join(self, a: int, b: int) -> None:
-        a, b = self.find(a), self.find(b)
-        self._parent[max(a, b)] = min(a, b)
-
-    def join_equal(self, keys: Iterable[str]) -> None:
-        """Put rows with the same key into one set."""
-        first: dict[str, int] = {}
-        for row, key in enumerate(keys):
-            self.join(first.setdefault(key, row), row)
+NEIGHBOURS = 8  # with how many earlier members of a bucket each one is compared; a chain joins the rest
+PAIRS_A_TASK = 4096
 
 
-def near_duplicates(texts: Sequence[str], threshold: float) -> list[int]:
-    """For each text the row number that stands for its cluster; texts with Jaccard >= threshold share one."""
-    from rensa import RMinHash, RMinHashLSH
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where rows stand in the spool: `starts[b]` is the number of block b's first row."""
 
-    clusters = Clusters(len(texts))
-    clusters.join_equal(texts)
-    rows = [row for row in range(len(texts)) if clusters.find(row) == row]
-    sets = [shingles(texts[row]) for row in rows]
-    hashes = RMinHash.from_token_sets([sorted(each) for each in sets], PERMUTATIONS, SEED)
-    index = RMinHashLSH(threshold, PERMUTATIONS, BANDS)
-    index.insert_many(hashes)
-    for at, candidates in enumerate(index.query_all(hashes)):
-        for other in candidates:
-            if other < at and jaccard(sets[at], sets[other]) >= threshold:
-                clusters.join(rows[at], rows[other])
-    return [clusters.find(row) for row in range(len(texts))]
+    scratch: Path
+    starts: tuple[int, ...]
+
+    def of(self, rows: Any) -> list[tuple[int, int]]:
+        """(block, offset) of row numbers."""
+        import numpy as np
+
+        starts = np.asarray(self.starts)
+        block = np.searchsorted(starts, rows, side="right") - 1
+        return list(zip(block.tolist(), (rows - starts[block]).tolist(), strict=True))
 
 
-def shingles(text: str) -> set[str]:
-    """Character n-grams of the text in lower case with everything but letters and digits folded to one space."""
-    folded = _SPACE.sub(" ", text.casefold()).strip()
-    return {folded[at : at + SHINGLE] for at in range(max(1, len(folded) - SHINGLE + 1))}
+@dataclass(frozen=True, slots=True)
+class VerifyPlan:
+    """Texts by row number, and the Jaccard similarity from which two are near-duplicates."""
+
+    places: Places
+    threshold: float
 
 
-def jaccard(a: set[str], b: set[str]) -> float:
-    return len(a & b) / len(a | b) if a or b else 1.0
+def link(keys: Any) -> tuple[Any, Any]:
+    """Edges from each row to the first row with the same key; key 0 links nothing. Two int64 arrays."""
+    import numpy as np
+
+    rows = np.flatnonzero(keys)
+    _, first, inverse = np.unique(keys[rows], return_index=True, return_inverse=True)
+    return rows, rows[first[inverse]]
 
 
-def prompt_text(messages: Sequence[Message]) -> str:
-    """What two prompts are compared by: every turn with its role (tool calls included), no instructions removed."""
-    return "\n".join(
-        f"{each['role']}: {joined(each.get('content')) or ''}"
-        + (canonical_json([call.get("function") for call in each["tool_calls"]]) if each.get("tool_calls") else "")
-        for each in messages
-    )
+def components(size: int, edges: Sequence[tuple[Any, Any]]) -> Any:
+    """For each row the smallest row number that hangs together with it over the edges; shape (size,), int64."""
+    import numpy as np
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    a = np.concatenate([np.zeros(0, np.int64), *(one for one, _ in edges)])
+    b = np.concatenate([np.zeros(0, np.int64), *(other for _, other in edges)])
+    graph = coo_array((np.ones(len(a), np.int8), (a, b)), shape=(size, size))
+    _, labels = connected_components(graph, directed=False)
+    smallest = np.full(labels.max(initial=-1) + 1, size, np.int64)
+    np.minimum.at(smallest, labels, np.arange(size))
+    return smallest[labels]
+
+
+def near_duplicates(
+    prompts: Any, active: Any, bands: int, places: Places, threshold: float, runtime: Runtime
+) -> list[tuple[Any, Any]]:
+    """Edges between equal prompts (by hash) and between near-duplicates among the active rows."""
+    import numpy as np
+
+    equal = link(np.where(active, prompts, 0))
+    representative = np.zeros(len(prompts), bool)
+    representative[equal[1]] = True
+    rows = np.flatnonzero(representative)
+    pairs = candidates(places.scratch, len(places.starts), rows, bands)
+    plan = VerifyPlan(places, threshold)
+    chunks = (pairs[at : at + PAIRS_A_TASK] for at in range(0, len(pairs), PAIRS_A_TASK))
+    same = np.concatenate([np.zeros(0, bool), *runtime.map(verify, plan, chunks)])
+    found = pairs[same]
+    return [equal, (found[:, 0], found[:, 1])]
+
+
+def candidates(scratch: Path, blocks: int, rows: Any, bands: int) -> Any:
+    """Pairs of rows (smaller first, sorted) that share a band key; shape (pairs, 2), int64."""
+    import numpy as np
+
+    codes = [np.zeros(0, np.int64)]
+    size = int(rows.max(initial=0)) + 1
+    stored = [np.load(scratch / f"bands-{block:06d}.npy", mmap_mode="r") for block in range(blocks)]
+    for band in range(bands):
+        keys = np.concatenate([np.zeros(0, np.uint64), *(each[band] for each in stored)])[rows]
+        order = np.argsort(keys, kind="stable")
+        ranked = keys[order]
+        for back in range(1, NEIGHBOURS + 1):
+            same = ranked[back:] == ranked[:-back]
+            if not same.any():
+                break
+            codes.append(rows[order[:-back][same]] * size + rows[order[back:][same]])
+    unique = np.unique(np.concatenate(codes))
+    return np.stack([unique // size, unique % size], axis=1)
+
+
+def verify(plan: VerifyPlan, pairs: Any) -> Any:
+    """Which pairs are at least as alike as the threshold, by the exact Jaccard similarity of their shingles."""
+    import numpy as np
+
+    rows, inverse = np.unique(pairs, return_inverse=True)
+    texts = cells(plan.places.scratch, "rows", "prompt", plan.places.of(rows))
+    sets = [np.unique(shingle_hashes([folded(each)])[0]) for each in texts]
+    out = np.zeros(len(pairs), bool)
+    for at, (a, b) in enumerate(inverse.reshape(pairs.shape).tolist()):
+        one, other = sets[a], sets[b]
+        if min(len(one), len(other)) >= plan.threshold * max(len(one), len(other)):
+            both = len(np.intersect1d(one, other, assume_unique=True))
+            out[at] = both >= plan.threshold * (len(one) + len(other) - both)
+    return out

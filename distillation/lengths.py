@@ -2,30 +2,56 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+import json
+from collections.abc import Callable
+from pathlib import Path
 
+from potstill.dataset import SEALED
 from potstill.progress import say
-from potstill.records import Example, Json
+from potstill.records import Json
 from potstill.stage import Shared
 
-from .duplicates import prompt_text
+from .fingerprints import prompt_text
+
+MOST_ROWS = 2000  # a split; what a tokenizer needs for a million rows would be most of the stage's time
 
 
-def row_lengths(shared: Shared, splits: Mapping[Any, Sequence[Example]]) -> Json:
-    """Median, 95th percentile and longest of prompt, full prompt and answer, a split."""
+def row_lengths(shared: Shared, out: Path) -> Json:
+    """Median, 95th percentile and longest of prompt, full prompt and answer, a split, over at most MOST_ROWS of it."""
     count, unit = _counter(shared)
     report: Json = {}
-    for name, rows in splits.items():
+    for name, path in (("train", "train.parquet"), ("validation", "validation.parquet"), ("test", str(SEALED))):
+        rows, of = _spread(out / path)
         report[name] = {
-            part: _summary(count([text(each) for each in rows]), unit)
-            for part, text in (
-                ("prompt", lambda each: prompt_text(each.messages)),
-                ("prompt as logged", lambda each: prompt_text(each.full_messages)),
-                ("answer", lambda each: each.answer),
+            part: _summary(count(texts), unit) | {"rows": len(texts), "of": of}
+            for part, texts in (
+                ("prompt", [prompt_text(json.loads(each)) for each in rows["messages"]]),
+                ("prompt as logged", [prompt_text(json.loads(each)) for each in rows["full_messages"]]),
+                ("answer", rows["answer"]),
             )
         }
     return report
+
+
+def _spread(path: Path) -> tuple[dict[str, list[str]], int]:
+    """Rows evenly spread over a split, and how many it has."""
+    import pyarrow.parquet as pq
+
+    columns = ["messages", "full_messages", "answer"]
+    file = pq.ParquetFile(path)
+    size = file.metadata.num_rows
+    wanted = [at * size // MOST_ROWS for at in range(MOST_ROWS)] if size > MOST_ROWS else list(range(size))
+    rows: dict[str, list[str]] = {name: [] for name in columns}
+    start, at = 0, 0
+    for batch in file.iter_batches(columns=columns):
+        here = []
+        while at < len(wanted) and wanted[at] < start + len(batch):
+            here.append(wanted[at] - start)
+            at += 1
+        for name in columns:
+            rows[name] += batch.column(name).take(here).to_pylist() if here else []
+        start += len(batch)
+    return rows, size
 
 
 def _counter(shared: Shared) -> tuple[Callable[[list[str]], list[int]], str]:

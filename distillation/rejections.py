@@ -3,61 +3,69 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
-from potstill.records import Json, canonical_json
-
-from .read import Damaged
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 COLUMNS = ("id", "source", "line", "step", "reason", "row")
 
 
-@dataclass
+def rejected_schema() -> pa.Schema:
+    import pyarrow as pa
+
+    return pa.schema([(name, pa.int64() if name == "line" else pa.string()) for name in COLUMNS])
+
+
+def rejected_table(rows: Iterable[Mapping[str, Any]]) -> pa.Table:
+    """Rejected rows as a table: `row` is the (redacted) text or JSON of what was left out."""
+    import pyarrow as pa
+
+    return pa.Table.from_pylist(list(rows), schema=rejected_schema())
+
+
 class Rejections:
-    """Rows in the order in which they were left out."""
+    """Writes rejected rows to a Parquet file as they come, counts their reasons, remembers the first damaged one."""
 
-    rows: list[Json] = field(default_factory=list)
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet as pq
 
-    def add(self, identity: str, step: str, reason: str, row: Json) -> None:
-        """An exchange (already redacted) and why it was left out."""
-        self.rows.append(
-            {"id": identity, "source": None, "line": None, "step": step, "reason": reason, "row": canonical_json(row)}
-        )
+        self._writer = pq.ParquetWriter(path, rejected_schema(), compression="zstd")
+        self._kinds: Counter[str] = Counter()
+        self.rows = 0
+        self.first_damaged: str | None = None
 
-    def add_line(self, damaged: Damaged, text: str) -> None:
-        """A line that could not be read, with its place and its (redacted) text."""
-        self.rows.append(
-            {
-                "id": None,
-                "source": damaged.source,
-                "line": damaged.line,
-                "step": "damaged" if damaged.damaged else "read",
-                "reason": damaged.reason,
-                "row": text,
-            }
-        )
+    def __enter__(self) -> Rejections:
+        return self
 
-    def first_damaged(self) -> str:
-        """Place and reason of the first damaged line."""
-        first = next(each for each in self.rows if each["step"] == "damaged")
-        return f"{first['source']}:{first['line']}: {first['reason']}"
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._writer.close()
+
+    def add(self, table: pa.Table) -> None:
+        """Take a table of rejected rows (`rejected_schema`)."""
+        if not len(table):
+            return
+        self._writer.write_table(table)
+        self.rows += len(table)
+        steps, reasons = table.column("step").to_pylist(), table.column("reason").to_pylist()
+        self._kinds.update(f"{step}: {_kind(reason)}" for step, reason in zip(steps, reasons, strict=True))
+        if self.first_damaged is None and "damaged" in steps:
+            row = table.slice(steps.index("damaged"), 1).to_pylist()[0]
+            self.first_damaged = f"{row['source']}:{row['line']}: {row['reason']}"
 
     def reasons(self) -> dict[str, int]:
         """How many rows each step left out for each kind of reason (what follows a colon is the row's own)."""
-        kinds = Counter(f"{each['step']}: {_kind(each['reason'])}" for each in self.rows)
-        return dict(kinds.most_common())
-
-    def write(self, path: Path) -> None:
-        """Write them as Parquet."""
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        types = {"line": pa.int64()}
-        schema = pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS])
-        pq.write_table(pa.Table.from_pylist(self.rows, schema=schema), path, compression="zstd")
+        return dict(sorted(self._kinds.items(), key=lambda each: (-each[1], each[0])))
 
 
 def _kind(reason: str) -> str:
     head = reason.partition(":")[0]
-    return "near-duplicate of a kept row" if head.startswith("near-duplicate of") else head
+    for twin in ("near-duplicate of", "exact duplicate of", "semantic duplicate of"):
+        if head.startswith(twin):
+            return f"{twin} a kept row"
+    return head

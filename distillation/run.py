@@ -1,6 +1,6 @@
 """Distil: traffic -> dataset.
 
-In:  logs of exchanges (`sources`), one JSON object a line, gzip or not, globs, any fsspec address.
+In:  logs of exchanges (`sources`) in any of the known formats, compressed or not, globs, any fsspec address.
 Out: `dataset-<key>/` with train, validation and sealed test rows, the rejected rows with reasons, and a data card.
 Run: `potstill distill RECIPE`
 """
@@ -8,44 +8,42 @@ Run: `potstill distill RECIPE`
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from potstill.dataset import SEALED, write_examples
 from potstill.errors import DamagedInput, NothingLearned, RecipeError
 from potstill.manifest import Input
 from potstill.models import base_input
-from potstill.progress import say, track
-from potstill.prompt import PromptRule, find_rule, instructions, sha256_text
-from potstill.recipe import PathText, Section
-from potstill.records import Example, Exchange, Json
-from potstill.redaction import KINDS, Kind, Redactor
+from potstill.progress import say
+from potstill.prompt import PromptRule, find_rule
+from potstill.recipe import Section
+from potstill.records import Json
 from potstill.stage import Noun, Shared, Upstream
 
 from .card import data_card
-from .choose import feedback_refusal, matches, to_example
-from .duplicates import near_duplicates, prompt_text
+from .choose import Corrections, Select
+from .describe import DescribePlan
+from .duplicates import components, near_duplicates
+from .filters import Filters
+from .fingerprints import bands_for
+from .groups import Group
+from .ingest import IngestPlan
 from .lengths import row_lengths
-from .read import Damaged, read_exchanges, source_inputs
+from .passes import Logged, Work, deliver_blocks, describe_blocks, ingest_logs
+from .redact import Redact
 from .rejections import Rejections
-from .split import Division, Split, divide, leakage, representatives
+from .runtime import runtime_of
+from .sources import Source, check_sources, open_logs, source_inputs
+from .split import TWIN, TWIN_OF_TEST, Split, divide, leakage
+from .verdicts import OWN_FILTER, OWN_REFUSAL, Verdicts, fold, seen_before
 
 NOUN: Noun = "dataset"
 NEEDS: tuple[Noun, ...] = ()
-Originals = dict[tuple[str, str], set[str]]
+SAMPLE_BYTES = 32 * 2**20  # of the sources, looked at for standing prompts; a smaller log is looked at whole
 Share = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Source(Section):
-    """One log. `openai_pairs` is what the server captures: request and response in OpenAI's form, a line each."""
-
-    format: Literal["openai_pairs"] = "openai_pairs"
-    path: PathText
 
 
 class Where(Section):
@@ -54,225 +52,186 @@ class Where(Section):
     where: dict[str, Any]
 
 
-class Select(Section):
-    """Which exchanges count. `scores` are minimums by feedback name, such as `task_success: 1.0`."""
-
-    where: dict[str, Any] = Field(default_factory=dict)
-    scores: dict[str, float] = Field(default_factory=dict)
-
-
-class Corrections(Section):
-    """What corrections do. `train_on: corrected` learns and validates on those rows alone; `weight` repeats them."""
-
-    use: bool = True
-    train_on: Literal["all", "corrected"] = "all"
-    weight: Annotated[float, Field(ge=1, le=20)] = 1.0
-
-
-class Redact(Section):
-    """Kinds of personal data to replace; `region` is where national telephone numbers are read as (ISO 3166)."""
-
-    kinds: tuple[Kind, ...] = KINDS
-    region: Annotated[str, Field(pattern="^[A-Z]{2}$")] = "US"
-
-
 class SplitSettings(Section):
-    """Shares of all rows, or where the log has recorded the split."""
+    """Each of test and validation is a share of the rows, or what the log itself recorded."""
 
     test: Share | Where = 0.2
     validation: Share | Where = 0.05
+    group: tuple[Group, ...] = ()
     seed: int = 0
+
+    def shares(self) -> tuple[tuple[Split, float | Where], ...]:
+        return ("test", self.test), ("validation", self.validation)
+
+
+class Duplicates(Section):
+    """Jaccard similarity of character 5-grams from which two prompts are one; and what the row that stays weighs.
+
+    `weight: count` repeats it as often as the log had it, at most `most` times; `one` does not.
+    """
+
+    threshold: Annotated[float, Field(gt=0.3, le=1)] = 0.9
+    weight: Literal["one", "count"] = "count"
+    most: Annotated[float, Field(ge=1, le=20)] = 3.0
 
 
 class Settings(Section):
-    """Section `distill` of a recipe."""
+    """Section `distill`."""
 
-    sources: Annotated[list[Source], Field(min_length=1)]
+    sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     prompt: Literal["keep", "internalise"] = "internalise"
     select: Select = Select()
     corrections: Corrections = Corrections()
     redact: Redact = Redact()
+    filters: Filters = Filters()
+    duplicates: Duplicates = Duplicates()
     split: SplitSettings = SplitSettings()
-    near_duplicate_threshold: Annotated[float, Field(gt=0.3, le=1)] = 0.9
     damaged_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
+    runtime: Literal["local", "ray"] = "local"
 
 
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
     """The log files and the base (whose tokenizer measures the rows), by content."""
-    return [*source_inputs([each.path for each in settings.sources]), base_input(shared.base_model)]
+    check_sources(settings.sources)
+    return [*source_inputs(settings.sources), base_input(shared.base_model)]
 
 
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
     """Make the dataset; raises DamagedInput past the damage limit and NothingLearned when no row is left."""
-    rejected, steps = Rejections(), Counter[str]()
-    redactor = Redactor(settings.redact.kinds, settings.redact.region)
-
-    originals: Originals = {}
-    exchanges = read_redacted(settings, redactor, rejected, steps, originals)
-    chosen = choose(settings, exchanges, rejected, steps)
-    rule = find_rule((e.messages for e in chosen), originals) if settings.prompt == "internalise" else PromptRule()
-    examples, refusals = make_examples(settings, shared, chosen, rule, steps)
-    clusters = near_duplicates([prompt_text(each.messages) for each in examples], settings.near_duplicate_threshold)
-    division = split_rows(settings, chosen, examples, clusters)
-    leaks = leakage(examples, clusters, division)
-    splits = settle(settings, examples, refusals, clusters, division, rejected, steps)
-    return write(shared, out, splits, rejected, rule, leaks, steps, redactor)
-
-
-def read_redacted(
-    settings: Settings, redactor: Redactor, rejected: Rejections, steps: Counter[str], originals: Originals
-) -> list[Exchange]:
-    """Every readable line with personal data replaced; damaged lines are kept aside, redacted too.
-
-    `originals` collects the hashes of instructions that redaction changed, so that serving can tell live ones.
-    """
-    exchanges: dict[str, Exchange] = {}
-    for found in track(read_exchanges([each.path for each in settings.sources]), "read and redact", unit="lines"):
-        steps["lines"] += 1
-        if isinstance(found, Damaged):
-            steps["damaged" if found.damaged else "feedback without its exchange"] += 1
-            rejected.add_line(found, redactor.text(found.text))
-        elif found.id in exchanges:
-            rejected.add(found.id, "read", "id seen before", redactor.exchange(found.to_json()))
-        else:
-            exchanges[found.id] = redacted = Exchange.from_json(redactor.exchange(found.to_json()))
-            for before, after in zip(instructions(found.messages), instructions(redacted.messages), strict=True):
-                if before != after:
-                    originals.setdefault(after, set()).add(sha256_text(before[1]))
-    if steps["damaged"] > settings.damaged_limit * steps["lines"]:
-        raise DamagedInput(
-            f"{steps['damaged']:,} of {steps['lines']:,} lines are damaged, more than damaged_limit "
-            f"{settings.damaged_limit:.1%}; the first: {rejected.first_damaged()}; mend the log or raise the limit"
-        )
-    if steps["damaged"]:
-        say(f"{steps['damaged']:,} damaged lines kept aside, the first: {rejected.first_damaged()}")
-    steps["exchanges"] = len(exchanges)
-    return list(exchanges.values())
+    scratch = out / ".scratch"
+    scratch.mkdir(parents=True)
+    with runtime_of(settings.runtime) as runtime, Rejections(out / "rejections.parquet") as rejected:
+        work = Work(scratch, runtime, rejected)
+        logged = read_logs(settings, work)
+        standing = find_rule(logged.sample, logged.originals)
+        rule = standing if settings.prompt == "internalise" else PromptRule()
+        rows, groups = describe_rows(settings, shared, work, logged, standing)
+        clusters = find_clusters(settings, work, logged, rows)
+        verdicts = split_rows(settings, rows, clusters, groups, logged)
+        leaks = leakage(rows, clusters, groups, verdicts.place)
+        settle(settings, work, rows, verdicts)
+        deliver_blocks(work, out, logged, verdicts)
+        facts = facts_of(work, verdicts, rule, leaks)
+    shutil.rmtree(scratch)
+    return write_card(shared, out, facts)
 
 
-def choose(settings: Settings, exchanges: list[Exchange], rejected: Rejections, steps: Counter[str]) -> list[Exchange]:
-    """Selection by metadata and feedback."""
-    chosen = []
-    for each in exchanges:
-        if not matches(each, settings.select.where):
-            rejected.add(each.id, "select", "not selected by select.where", each.to_json())
-        elif reason := feedback_refusal(each, settings.select.scores):
-            rejected.add(each.id, "select", reason, each.to_json())
-        else:
-            chosen.append(each)
-    steps["selected"] = len(chosen)
-    return chosen
+def read_logs(settings: Settings, work: Work) -> Logged:
+    """Every readable, selected exchange, redacted, in the spool."""
+    import os
 
-
-def make_examples(
-    settings: Settings, shared: Shared, chosen: list[Exchange], rule: PromptRule, steps: Counter[str]
-) -> tuple[list[Example], dict[int, str]]:
-    """A row an exchange, and for each row that teaches nothing (an invalid answer, say) the reason."""
-    task = shared.task()
-    corrections = settings.corrections
-    examples: list[Example] = []
-    refusals: dict[int, str] = {}
-    for row, exchange in enumerate(chosen):
-        example, refusal = to_example(
-            exchange, task, rule, use_corrections=corrections.use, correction_weight=corrections.weight
-        )
-        examples.append(example)
-        if refusal:
-            refusals[row] = refusal
-    steps["valid"] = len(examples) - len(refusals)
-    steps["corrected"] = sum(each.corrected for each in examples)
-    if not steps["valid"]:
-        raise NothingLearned(
-            f"no row of {steps['lines']:,} lines can be learnt from; the first reason: "
-            f"{next(iter(refusals.values()), 'nothing was selected')}; mend the task or the selection"
-        )
-    return examples, refusals
-
-
-def split_rows(
-    settings: Settings, exchanges: Sequence[Exchange], examples: Sequence[Example], clusters: Sequence[int]
-) -> Division:
-    """The division into splits, recorded or by share."""
-    shares: dict[Split, float | Where] = {"test": settings.split.test, "validation": settings.split.validation}
-    wanted = {name: value for name, value in shares.items() if isinstance(value, Where)}
-    recorded: list[Split | None] = []
-    for each in exchanges:
-        named = next((name for name, where in wanted.items() if matches(each, where.where)), None)
-        recorded.append(named or ("train" if "test" in wanted else None))
-    return divide(
-        examples,
-        clusters,
-        recorded,
-        test=settings.split.test if isinstance(settings.split.test, float) else 0.0,
-        validation=settings.split.validation if isinstance(settings.split.validation, float) else 0.0,
-        seed=settings.split.seed,
+    logs, companions = open_logs(settings.sources, work.scratch)
+    size = sum(os.path.getsize(each.file) for each in logs if os.path.isfile(each.file))
+    plan = IngestPlan(
+        scratch=work.scratch,
+        companions=companions,
+        select=settings.select,
+        redact=settings.redact,
+        sample_share=min(1.0, SAMPLE_BYTES / max(size, 1)),
     )
+    return ingest_logs(work, plan, logs, settings.damaged_limit)
 
 
-def settle(
-    settings: Settings,
-    examples: Sequence[Example],
-    refusals: Mapping[int, str],
-    clusters: Sequence[int],
-    division: Division,
-    rejected: Rejections,
-    steps: Counter[str],
-) -> dict[Split, list[Example]]:
-    """The rows of each split. Training and validation lose what teaches nothing and near-duplicates of kept rows;
-    the test split stays as it came."""
-    left_out = [(row, "split", reason) for row, reason in division.left_out]
-    splits: dict[Split, list[Example]] = {"test": [replace(examples[r], cluster=clusters[r]) for r in division.test]}
-    for name, rows in (("train", division.train), ("validation", division.validation)):
-        left_out += [(r, "validate", refusals[r]) for r in rows if r in refusals]
-        rows = [r for r in rows if r not in refusals]
-        if settings.corrections.train_on == "corrected":
-            left_out += [
-                (r, "choose", "not corrected (corrections.train_on)") for r in rows if not examples[r].corrected
-            ]
-            rows = [r for r in rows if examples[r].corrected]
-        weights, twins = representatives(examples, rows, clusters)
-        left_out += [(row, "fold", reason) for row, reason in twins]
-        splits[name] = [replace(examples[r], cluster=clusters[r], weight=w) for r, w in weights.items()]  # type: ignore[index]
-    for row, step, reason in sorted(left_out):
-        rejected.add(examples[row].id, step, reason, examples[row].as_row())
-    steps.update({f"in {name}": len(rows) for name, rows in splits.items()})
-    if not splits["train"] or not splits["test"]:
+def describe_rows(
+    settings: Settings, shared: Shared, work: Work, logged: Logged, standing: PromptRule
+) -> tuple[Any, list[Any]]:
+    """What is known of every row; raises NothingLearned when none can be learnt from."""
+    split = settings.split
+    plan = DescribePlan(
+        scratch=work.scratch,
+        task=shared.task_definition,
+        standing=standing,
+        internalise=settings.prompt == "internalise",
+        corrections=settings.corrections,
+        filters=settings.filters,
+        recorded={name: each.where for name, each in split.shares() if isinstance(each, Where)},
+        groups=split.group,
+        seed=split.seed,
+        threshold=settings.duplicates.threshold,
+    )
+    rows, groups = describe_blocks(work, plan, logged)
+    work.steps["valid"] = int(rows["teaches"].sum())
+    work.steps["corrected"] = int(rows["corrected"].sum())
+    if not work.steps["valid"]:
+        raise NothingLearned(
+            f"no row of {work.steps['lines']:,} lines can be learnt from; the first reason: "
+            f"{first_refusal(work, logged)}; mend the task or the selection"
+        )
+    return rows, groups
+
+
+def first_refusal(work: Work, logged: Logged) -> str:
+    from .spool import read_spool
+
+    for block in range(len(logged.starts)):
+        table = read_spool(work.scratch, "rows", block, ("filtered", "refusal"))
+        for row in table.to_pylist():
+            if reason := row["filtered"] or row["refusal"]:
+                return str(reason)
+    return "nothing was selected"
+
+
+def find_clusters(settings: Settings, work: Work, logged: Logged, rows: Any) -> Any:
+    """For each row the smallest row number of its cluster of duplicates; shape (rows,), int64."""
+    threshold = settings.duplicates.threshold
+    bands, _ = bands_for(threshold)
+    edges = near_duplicates(
+        rows["prompt"], rows["selected"], bands, logged.places(work.scratch), threshold, work.runtime
+    )
+    return components(len(rows), edges)
+
+
+def split_rows(settings: Settings, rows: Any, clusters: Any, groups: list[Any], logged: Logged) -> Verdicts:
+    """The division into splits, recorded or by share; what was seen before or filtered is in none."""
+    verdicts = Verdicts.begin(rows, clusters)
+    verdicts.leave_out(seen_before(logged.ids), "read", "id seen before")
+    verdicts.leave_out_for(~rows["selected"], OWN_FILTER)
+    test, validation = (each if isinstance(each, float) else 0.0 for _, each in settings.split.shares())
+    active = ~verdicts.left_out()
+    place = divide(rows, clusters, groups, active, test=test, validation=validation)
+    verdicts.place[active] = place[active]
+    verdicts.leave_out(place == TWIN, "split", TWIN_OF_TEST)
+    return verdicts
+
+
+def settle(settings: Settings, work: Work, rows: Any, verdicts: Verdicts) -> None:
+    """Training and validation lose what teaches nothing and duplicates; the test split stays as it came."""
+    verdicts.leave_out_for(verdicts.learning() & ~rows["teaches"], OWN_REFUSAL)
+    if settings.corrections.train_on == "corrected":
+        verdicts.leave_out(verdicts.learning() & ~rows["corrected"], "choose", "not corrected (corrections.train_on)")
+    verdicts.weight[rows["corrected"]] = settings.corrections.weight
+    fold(verdicts, rows, rows["answer"], most=settings.duplicates.most if settings.duplicates.weight == "count" else 1)
+    counts = verdicts.counts()
+    work.steps.update({f"in {name}": count for name, count in counts.items()})
+    if not counts["train"] or not counts["test"]:
         raise RecipeError(
             [
-                f"distill.split: {len(splits['train'])} training and {len(splits['test'])} test rows; both need some: "
+                f"distill.split: {counts['train']} training and {counts['test']} test rows; both need some: "
                 "change split.test or select"
             ]
         )
-    return splits
 
 
-def write(
-    shared: Shared,
-    out: Path,
-    splits: dict[Split, list[Example]],
-    rejected: Rejections,
-    rule: PromptRule,
-    leaks: Json,
-    steps: Counter[str],
-    redactor: Redactor,
-) -> Json:
-    """Splits, rejections and card; the facts go to the manifest. Fails on any leak."""
+def facts_of(work: Work, verdicts: Verdicts, rule: PromptRule, leaks: Json) -> Json:
+    """What the manifest and the card say of the dataset. Fails on any leak."""
     if any(leaks.values()):
         raise DamagedInput(f"splits overlap: {leaks}; this is a fault of the splitter, please report it")
-    for name, rows in splits.items():
-        write_examples(out / (SEALED if name == "test" else Path(f"{name}.parquet")), rows)
-    rejected.write(out / "rejections.parquet")
-    facts: Json = {
-        "rows": {name: len(rows) for name, rows in splits.items()},
+    steps = work.steps
+    return {
+        "rows": verdicts.counts(),
         "read": {"lines": steps["lines"], "damaged": steps["damaged"]},
         "steps": dict(steps),
-        "rejections": rejected.reasons(),
-        "redacted": dict(redactor.found.most_common()),
+        "rejections": work.rejected.reasons(),
+        "redacted": dict(work.found.most_common()),
         "prompt_rule": rule.to_json(),
         "leakage": leaks,
-        "lengths": row_lengths(shared, splits),
+        "seconds": {step: round(cpu, 3) for step, cpu in work.seconds.items()},
     }
-    card = data_card(shared.name, facts, splits, facts["lengths"])
-    (out / "card.md").write_text(card, encoding="utf-8")
+
+
+def write_card(shared: Shared, out: Path, facts: Json) -> Json:
+    """The data card beside the splits; gives the facts with the rows' lengths."""
+    facts["lengths"] = row_lengths(shared, out)
+    (out / "card.md").write_text(data_card(shared.name, facts, out), encoding="utf-8")
     say(f"dataset: {json.dumps(facts['rows'])}; card at {out / 'card.md'}")
     return facts

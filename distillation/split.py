@@ -2,139 +2,78 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from potstill.records import Example, Json
+from potstill.records import Json
 
-from .duplicates import Clusters
+from .describe import RECORDED
+from .duplicates import components, link
 
 Split = Literal["train", "validation", "test"]
-Reject = tuple[int, str]
+TRAIN, VALIDATION, TEST = 0, 1, 2
+TWIN = 3
+TWIN_OF_TEST = "twin of a test row (same conversation, user or near-duplicate)"
 
 
-@dataclass(frozen=True, slots=True)
-class Division:
-    """Row numbers of each split, and the rows left out with the reason."""
+def divide(rows: Any, clusters: Any, groups: list[Any], active: Any, *, test: float, validation: float) -> Any:
+    """The place of every active row (TRAIN, VALIDATION, TEST or TWIN); shape (rows,), int8, -1 for the others.
 
-    train: list[int]
-    validation: list[int]
-    test: list[int]
-    left_out: list[Reject]
-
-
-def share_of(seed: int, group: str) -> float:
-    """A number in [0, 1) that depends on seed and group alone: adding rows moves no other group."""
-    digest = hashlib.sha256(f"{seed}:{group}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def divide(
-    examples: Sequence[Example],
-    clusters: Sequence[int],
-    recorded: Sequence[Split | None],
-    *,
-    test: float,
-    validation: float,
-    seed: int,
-) -> Division:
-    """Assign each row. `recorded` wins where given; the rest goes by share of its group.
-
-    A group is what hangs together through conversations, users and near-duplicates. Where a recorded split divides
-    a group, its rows outside the test split are left out, so that no test row has a twin in training.
+    A group is what hangs together through conversations, users, near-duplicates and the recipe's own group keys.
+    A recorded split wins; the rest goes by the share of its group. Where a recorded split divides a group, its rows
+    outside the test split are left out, so that no test row has a twin in training.
     """
-    groups = Clusters(len(examples))
-    groups.join_equal(f"conversation {each.conversation}" for each in examples)
-    users = ["" if each.metadata.get("user") is None else str(each.metadata["user"]) for each in examples]
-    groups.join_equal(f"user {user}" if user else f"row {row}" for row, user in enumerate(users))
-    groups.join_equal(f"cluster {cluster}" for cluster in clusters)
-    members: dict[int, list[int]] = defaultdict(list)
-    for row in range(len(examples)):
-        members[groups.find(row)].append(row)
-    division = Division([], [], [], [])
-    for rows in members.values():
-        _place(rows, examples, recorded, division, test=test, validation=validation, seed=seed)
-    for each in (division.train, division.validation, division.test, division.left_out):
-        each.sort()
-    return division
+    import numpy as np
+
+    keys = [rows["conversation"], rows["user"], clusters.astype(np.uint64) + 1, *groups]
+    group = components(len(rows), [link(np.where(active, each, 0)) for each in keys])
+    recorded, share = rows["recorded"], _shares(rows, group, active)
+    wishes = {name: _any(group, active & (recorded == code)) for name, code in RECORDED.items()}
+    place = np.full(len(rows), TRAIN, np.int8)
+    named = wishes["test"] | wishes["validation"] | wishes["train"]
+    to_test = ~named & (share < test)
+    only_train = wishes["train"] & ~wishes["validation"]
+    to_validation = wishes["validation"] | (~wishes["train"] & (share < test + validation))
+    to_validation |= only_train & (share < validation)  # a log that records train and test gets validation from train
+    place[to_validation] = VALIDATION
+    place[to_test] = TEST
+    place[wishes["test"]] = TWIN
+    place[wishes["test"] & (recorded == RECORDED["test"])] = TEST
+    place[~active] = -1
+    return place
 
 
-def _place(
-    rows: Sequence[int],
-    examples: Sequence[Example],
-    recorded: Sequence[Split | None],
-    division: Division,
-    *,
-    test: float,
-    validation: float,
-    seed: int,
-) -> None:
-    wishes = {recorded[row] for row in rows} - {None}
-    share = share_of(seed, min(examples[row].conversation for row in rows))
-    if "test" in wishes:
-        for row in rows:
-            if recorded[row] == "test":
-                division.test.append(row)
-            else:
-                division.left_out.append((row, "twin of a test row (same conversation, user or near-duplicate)"))
-        return
-    if not wishes and share < test:
-        division.test.extend(rows)
-    elif "validation" in wishes or ("train" not in wishes and share < test + validation):
-        division.validation.extend(rows)
-    elif wishes == {"train"} and share < validation:
-        division.validation.extend(rows)  # a log that records only train and test gets its validation from train
-    else:
-        division.train.extend(rows)
+def _any(group: Any, marked: Any) -> Any:
+    """For each row whether any row of its group is marked."""
+    import numpy as np
+
+    has = np.zeros(len(group), bool)
+    has[group[marked]] = True
+    return has[group]
 
 
-def representatives(
-    examples: Sequence[Example], rows: Sequence[int], clusters: Sequence[int]
-) -> tuple[dict[int, float], list[Reject]]:
-    """One row a cluster with its own weight, corrected rows first, then the answer most given.
+def _shares(rows: Any, group: Any, active: Any) -> Any:
+    """The place in [0, 1) of each row's group: that of its conversation with the smallest hash."""
+    import numpy as np
 
-    Prompts of different length in turns are never duplicates: the turns of one long conversation look alike, and each
-    asks for another answer. Corrected rows that disagree among themselves are all kept apart by answer: people are
-    not voted down.
-    """
-    by_cluster: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for row in rows:
-        by_cluster[clusters[row], len(examples[row].messages)].append(row)
-    kept: dict[int, float] = {}
-    left_out: list[Reject] = []
-    for members in by_cluster.values():
-        corrected = [row for row in members if examples[row].corrected]
-        pool = corrected or members
-        votes = Counter(examples[row].answer for row in pool)
-        winners = votes if corrected else {votes.most_common(1)[0][0]: 1}
-        chosen = {answer: next(row for row in pool if examples[row].answer == answer) for answer in winners}
-        for row in chosen.values():
-            kept[row] = examples[row].weight
-        for row in members:
-            if row not in kept:
-                left_out.append((row, f"near-duplicate of {examples[next(iter(chosen.values()))].id}"))
-    return dict(sorted(kept.items())), sorted(left_out)
+    order = np.lexsort((rows["conversation"], group))
+    order = order[active[order]]
+    first = np.ones(len(order), bool)
+    first[1:] = group[order][1:] != group[order][:-1]
+    share = np.zeros(len(group))
+    share[group[order][first]] = rows["share"][order][first]
+    return share[group]
 
 
-def leakage(examples: Sequence[Example], clusters: Sequence[int], division: Division) -> Json:
-    """What any two splits share, by conversation, user and near-duplicate cluster: all zeros, or the run fails."""
+def leakage(rows: Any, clusters: Any, groups: list[Any], place: Any) -> Json:
+    """What any two splits share, by conversation, user, cluster and group key: all zeros, or the run fails."""
+    import numpy as np
+
+    keys = {"conversations": rows["conversation"], "users": rows["user"], "clusters": clusters.astype(np.uint64) + 1}
+    keys |= {f"groups[{at}]": each for at, each in enumerate(groups)}
+    splits = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
     report: Json = {}
-    splits = {"train": division.train, "validation": division.validation, "test": division.test}
     for a, b in (("train", "validation"), ("train", "test"), ("validation", "test")):
-        for what in ("conversations", "users", "clusters"):
-            shared = _keys(what, examples, clusters, splits[a]) & _keys(what, examples, clusters, splits[b])
-            report[f"{what} in {a} and {b}"] = len(shared)
+        for what, values in keys.items():
+            one, other = (values[(place == splits[each]) & (values != 0)] for each in (a, b))
+            report[f"{what} in {a} and {b}"] = len(np.intersect1d(one, other))
     return report
-
-
-def _keys(what: str, examples: Sequence[Example], clusters: Sequence[int], rows: Sequence[int]) -> set[str]:
-    if what == "conversations":
-        return {examples[row].conversation for row in rows}
-    if what == "users":
-        return {
-            str(examples[row].metadata["user"]) for row in rows if examples[row].metadata.get("user") not in (None, "")
-        }
-    return {str(clusters[row]) for row in rows}

@@ -34,7 +34,7 @@ class Connector:
     """One log format. `name` is the recipe's `format`.
 
     `companions` names the files that belong to a source besides its own, each with the dotted field that it is looked
-    up by: `{"input": "custom_id"}` lets a recipe say `{format: openai_batch, path: out.jsonl, beside: {input: in.jsonl}}`.
+    up by: `{"input": "custom_id"}` lets a recipe say `{path: out.jsonl, beside: {input: in.jsonl}}`.
     `detect` looks at one record and must be true for this format alone.
     """
 

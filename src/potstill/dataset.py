@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,12 +23,13 @@ JSON_COLUMNS = ("messages", "full_messages", "tools", "metadata")
 SEALED = Path("sealed") / "test.parquet"
 
 
-def _schema() -> pa.Schema:
+def example_schema() -> pa.Schema:
+    """The columns of a split, one a field of Example, in its order."""
     import pyarrow as pa
 
     text, number, whole = pa.string(), pa.float64(), pa.int64()
     types = {
-        "corrected": pa.bool_(), "weight": number, "cluster": whole, "prompt_tokens": whole,
+        "corrected": pa.bool_(), "weight": number, "count": whole, "cluster": whole, "prompt_tokens": whole,
         "completion_tokens": whole, "latency_ms": number, "cost_usd": number,
     }  # fmt: skip
     return pa.schema([(each.name, types.get(each.name, text)) for each in fields(Example)])
@@ -41,12 +42,12 @@ def write_examples(path: Path, examples: Iterable[Example]) -> int:
 
     rows: list[dict[str, Any]] = []
     for example in examples:
-        row = asdict(example)
+        row = {each.name: getattr(example, each.name) for each in fields(Example)}
         for column in JSON_COLUMNS:
             row[column] = canonical_json(row[column])
         rows.append(row)
     path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows, schema=_schema()), path, compression="zstd")
+    pq.write_table(pa.Table.from_pylist(rows, schema=example_schema()), path, compression="zstd")
     return len(rows)
 
 

@@ -68,20 +68,23 @@ class PromptRule:
 
     def apply(self, messages: Sequence[Message]) -> list[Message]:
         """Messages without the standing instructions; never empties a prompt."""
+        if not self.drops and not self.strips:
+            return list(messages)
         kept = [self._stripped(each) for each in messages if not self._dropped(each)]
         return kept or list(messages)
 
     def _dropped(self, message: Message) -> bool:
-        content = joined(message.get("content"))
-        return any(drop.matches(message["role"], content) for drop in self.drops)
+        role, content = message["role"], message.get("content")
+        return any(drop.role == role and drop.matches(role, joined(content)) for drop in self.drops)
 
     def _stripped(self, message: Message) -> Message:
-        content = joined(message.get("content"))
-        if not isinstance(content, str):
-            return message
+        role = message["role"]
         for strip in self.strips:
+            if strip.role != role:
+                continue
+            content = joined(message.get("content"))
             if (
-                message["role"] == strip.role
+                isinstance(content, str)
                 and len(content) >= len(strip.prefix) + len(strip.suffix)
                 and content.startswith(strip.prefix)
                 and content.endswith(strip.suffix)
@@ -115,22 +118,30 @@ def instructions(messages: Sequence[Message]) -> list[tuple[str, str]]:
     return [(role, text) for role, text in found if isinstance(text, str)]
 
 
+Parts = tuple[list[tuple[str, str]], str | None]
+
+
+def parts_of(messages: Sequence[Message]) -> Parts:
+    """What `find_rule` looks at: every instructing (role, text), and the text of the first user turn."""
+    first = next((joined(each.get("content")) for each in messages if each["role"] == "user"), None)
+    return instructions(messages), first if isinstance(first, str) else None
+
+
 def find_rule(
-    prompts: Iterable[Sequence[Message]], originals: Mapping[tuple[str, str], Collection[str]] | None = None
+    prompts: Iterable[Parts], originals: Mapping[tuple[str, str], Collection[str]] | None = None
 ) -> PromptRule:
     """The standing instructions of a log: system texts said again and again, and the frames of first user turns.
 
-    `originals` gives, for a redacted (role, text), the sha256 of what it was before. A frame that redaction has
-    touched could not be told in a live prompt: such user turns are kept whole.
+    `prompts` are the `parts_of` each. `originals` gives, for a redacted (role, text), the sha256 of what it was before.
+    A frame that redaction has touched could not be told in a live prompt: such user turns are kept whole.
     """
     standing: Counter[tuple[str, str]] = Counter()
     firsts: list[str] = []
     total = 0
-    for messages in prompts:
+    for said, first in prompts:
         total += 1
-        standing.update(instructions(messages))
-        first = next((joined(m.get("content")) for m in messages if m["role"] == "user"), None)
-        if isinstance(first, str):
+        standing.update(said)
+        if first is not None:
             firsts.append(first)
     enough = max(MIN_COUNT, int(total * MIN_SHARE))
     hashes = originals or {}

@@ -20,11 +20,26 @@ FeedbackKind = Literal["thumbs", "score", "correction"]
 FEEDBACK_KINDS: tuple[FeedbackKind, ...] = ("thumbs", "score", "correction")
 
 
+_TEXT = (str, type(None))
+_NUMBER = (int, float, type(None))
+
+
 def _expect(value: object, kind: type | tuple[type, ...], what: str) -> Any:
     if not isinstance(value, kind):
         names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         raise DamagedLine(f"{what}: found {type(value).__name__}, expected {names}")
     return value
+
+
+def _check_messages(messages: object) -> None:
+    """Raise DamagedLine unless it is a list of objects with a role each (a million rows pass here: names come last)."""
+    if not isinstance(messages, list) or not messages:
+        _expect(messages, list, "request.messages")
+        raise DamagedLine("request.messages: empty")
+    for at, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            _expect(message, dict, f"request.messages[{at}]")
+            _expect(message.get("role"), str, f"request.messages[{at}].role")
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +89,8 @@ class Exchange:
         identity = _expect(found["id"], str, "id")
         if not identity:
             raise DamagedLine("id: empty")
-        request = _expect(found["request"], dict, "request")
-        messages = _expect(request.get("messages"), list, "request.messages")
-        if not messages:
-            raise DamagedLine("request.messages: empty")
-        for at, message in enumerate(messages):
-            _expect(message, dict, f"request.messages[{at}]")
-            _expect(message.get("role"), str, f"request.messages[{at}].role")
-        response = _expect(found["response"], dict, "response")
+        request, response = _expect(found["request"], dict, "request"), _expect(found["response"], dict, "response")
+        _check_messages(request.get("messages"))
         choices = _expect(response.get("choices"), list, "response.choices")
         if not choices:
             raise DamagedLine("response.choices: empty")
@@ -92,9 +101,9 @@ class Exchange:
             id=identity,
             request=request,
             response=response,
-            time=_expect(found.get("time"), (str, type(None)), "time"),
-            latency_ms=_expect(found.get("latency_ms"), (int, float, type(None)), "latency_ms"),
-            cost_usd=_expect(found.get("cost_usd"), (int, float, type(None)), "cost_usd"),
+            time=_expect(found.get("time"), _TEXT, "time"),
+            latency_ms=_expect(found.get("latency_ms"), _NUMBER, "latency_ms"),
+            cost_usd=_expect(found.get("cost_usd"), _NUMBER, "cost_usd"),
             metadata=_expect(found.get("metadata") or {}, dict, "metadata"),
             feedback=tuple(Feedback.from_json(each) for each in opinions),
         )
@@ -150,6 +159,7 @@ class Example:
     `messages` is the prompt that the student sees; `full_messages` the prompt that the large model saw
     (the same list when the prompt is kept). `answer` is the canonical text to learn (a correction where
     there is one), `teacher_answer` the canonical text of what the large model said, or None if invalid.
+    `count` is the number of logged rows (duplicates of each other) that this one stands for.
     """
 
     id: str
@@ -162,6 +172,7 @@ class Example:
     tools: list[Json] = field(default_factory=list)
     corrected: bool = False
     weight: float = 1.0
+    count: int = 1
     cluster: int = -1
     prompt_tokens: int | None = None
     completion_tokens: int | None = None

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from starlette.requests import Request
 
 from potstill.chat import plain
-from potstill.prompt import Drop, PromptRule, Strip, find_rule, joined
+from potstill.prompt import Drop, PromptRule, Strip, find_rule, joined, parts_of
 from potstill.records import Message
 from potstill.serving.call import Call
 from potstill.serving.prompt_step import strip_instructions
@@ -36,13 +36,13 @@ def log(system: str = STANDING, frame: str = "{}", count: int = 20, role: str = 
 
 
 def test_standing_instructions_are_left_out_and_what_people_say_stays() -> None:
-    rule = find_rule(log())
+    rule = find_rule(map(parts_of, log()))
     assert rule == PromptRule((Drop("system", STANDING),))
     assert rule.apply([turn(STANDING, "system"), turn("where is my card?")]) == [turn("where is my card?")]
 
 
 def test_several_wordings_over_time_are_each_left_out() -> None:
-    rule = find_rule([*log(), *log(NEWER, count=30)])
+    rule = find_rule(map(parts_of, [*log(), *log(NEWER, count=30)]))
     assert {each.text for each in rule.drops} == {STANDING, NEWER}
     for text in (STANDING, NEWER):
         assert rule.apply([turn(text, "system"), turn("hello")]) == [turn("hello")]
@@ -51,14 +51,14 @@ def test_several_wordings_over_time_are_each_left_out() -> None:
 
 def test_instructions_said_to_one_person_are_kept() -> None:
     personal = turn("This customer is blind; describe every picture.", "system")
-    rule = find_rule([*log(), [personal, turn("hello")]])
+    rule = find_rule(map(parts_of, [*log(), [personal, turn("hello")]]))
     assert rule.apply([personal, turn("hello")]) == [personal, turn("hello")]
     assert not rule.recognises([personal, turn("hello")])
 
 
 @pytest.mark.parametrize("role", ["system", "developer"])
 def test_instructions_of_either_role_are_left_out_in_that_role(role: str) -> None:
-    rule = find_rule(log(role=role))
+    rule = find_rule(map(parts_of, log(role=role)))
     assert rule.apply([turn(STANDING, role), turn("hello")]) == [turn("hello")]
     other = "developer" if role == "system" else "system"
     assert rule.apply([turn(STANDING, other), turn("hello")]) == [turn(STANDING, other), turn("hello")]
@@ -68,17 +68,17 @@ def test_instructions_of_either_role_are_left_out_in_that_role(role: str) -> Non
 def test_text_in_several_parts_counts_as_the_same_text() -> None:
     lines = STANDING.replace(". ", ".\n")
     parts = [{"type": "text", "text": each} for each in lines.split("\n")]
-    rule = find_rule([[turn(parts, "system"), *prompt[1:]] for prompt in log()])
+    rule = find_rule(map(parts_of, [[turn(parts, "system"), *prompt[1:]] for prompt in log()]))
     assert rule.drops == (Drop("system", lines),)
     assert rule.apply([turn(parts, "system"), turn("hello")]) == [turn("hello")]
     assert rule.apply([turn(lines, "system"), turn("hello")]) == [turn("hello")]
-    framed = find_rule(log(frame=FRAME))
+    framed = find_rule(map(parts_of, log(frame=FRAME)))
     in_parts = [{"type": "text", "text": each} for each in FRAME.format("my card").split("\n")]
     assert framed.apply([turn(in_parts)]) == framed.apply([turn(FRAME.format("my card"))]) == [turn("my card")]
 
 
 def test_text_between_a_frame_is_what_stays() -> None:
-    rule = find_rule(log(frame=FRAME))
+    rule = find_rule(map(parts_of, log(frame=FRAME)))
     (strip,) = rule.strips
     assert (strip.prefix, strip.suffix) == tuple(FRAME.split("{}"))
     assert rule.apply([turn(FRAME.format('it said "no"\ntwice'))]) == [turn('it said "no"\ntwice')]
@@ -86,7 +86,7 @@ def test_text_between_a_frame_is_what_stays() -> None:
 
 def test_several_frames_are_each_removed() -> None:
     other = "A guest of a restaurant writes this.\n<<<{}>>>\nGive the booking as JSON."
-    rule = find_rule([*log(frame=FRAME), *log(frame=other)])
+    rule = find_rule(map(parts_of, [*log(frame=FRAME), *log(frame=other)]))
     assert rule.apply([turn(FRAME.format("a"))]) == rule.apply([turn(other.format("a"))]) == [turn("a")]
 
 
@@ -99,20 +99,20 @@ def test_several_frames_are_each_removed() -> None:
     ],
 )
 def test_common_beginnings_of_people_are_not_stripped(beginning: str) -> None:
-    rule = find_rule(log(frame=beginning, count=50))
+    rule = find_rule(map(parts_of, log(frame=beginning, count=50)))
     assert rule.strips == ()
     assert rule.apply([turn(beginning.format("fifth"))]) == [turn(beginning.format("fifth"))]
 
 
 def test_frame_of_few_is_no_frame() -> None:
-    assert find_rule(log(frame=FRAME, count=4)).strips == ()
-    assert find_rule(log(count=4)) == PromptRule()
+    assert find_rule(map(parts_of, log(frame=FRAME, count=4))).strips == ()
+    assert find_rule(map(parts_of, log(count=4))) == PromptRule()
     assert find_rule([]) == PromptRule()
 
 
 def test_later_turns_of_people_do_not_make_a_rule() -> None:
     prompts = [[*each, turn("no", "assistant"), turn("The same question once again?")] for each in log()]
-    assert find_rule(prompts) == find_rule(log())
+    assert find_rule(prompts) == find_rule(map(parts_of, log()))
 
 
 texts = people | st.sampled_from([STANDING, NEWER, FRAME.format("x"), FRAME.format(""), "", FRAME[:40]])
@@ -126,7 +126,7 @@ prompts = st.lists(
 )
 RULES = [
     PromptRule(),
-    find_rule(log()),
+    find_rule(map(parts_of, log())),
     find_rule([*log(frame=FRAME), *log(NEWER, role="developer")]),
     PromptRule(tuple(Drop(role, STANDING) for role in ("system", "user")), (Strip("user", "", ""),)),
 ]

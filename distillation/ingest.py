@@ -1,0 +1,187 @@
+"""The first pass: a block's records -> exchanges, selected, redacted, spooled. Nothing unredacted reaches the disk."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from potstill.errors import DamagedLine
+from potstill.prompt import Parts, instructions, parts_of, sha256_text
+from potstill.records import Exchange, canonical_json
+from potstill.redaction import Redactor
+
+from .choose import Select, feedback_refusal, matches
+from .connectors import connector
+from .connectors.base import Lookup, NoCompanions
+from .lookup import Companions, SqliteLookup
+from .redact import Redact, redact_exchanges
+from .rejections import rejected_table
+from .runtime import Clock
+from .sources import Block
+from .spool import write_spool
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+Originals = dict[tuple[str, str], set[str]]
+FEW_ORIGINALS = 256  # an instruction with more wordings than these before redaction is a form filled in, not standing
+
+
+@dataclass(frozen=True, slots=True)
+class IngestPlan:
+    """What the first pass needs besides a block. `sample_share` of the rows go to the search for standing prompts."""
+
+    scratch: Path
+    companions: Companions
+    select: Select
+    redact: Redact
+    sample_share: float
+
+
+@dataclass
+class Ingested:
+    """What the first pass found in one block; its exchanges are in the spool."""
+
+    block: int
+    file: str
+    ids: pa.Array
+    counts: Counter[str]
+    found: Counter[str]
+    damaged: pa.Table
+    rejected: pa.Table
+    sample: list[Parts]
+    originals: Originals
+    asked: set[str]  # companion keys of feedback that were looked up
+    seconds: Counter[str] = field(default_factory=Counter)
+
+
+def ingest(plan: IngestPlan, task: tuple[int, Block]) -> Ingested:
+    """Read, select, redact and spool one block."""
+    import pyarrow as pa
+
+    number, block = task
+    clock, counts = Clock(), Counter[str]()
+    redactor = Redactor(plan.redact.kinds, plan.redact.region)
+    kept: list[Exchange] = []
+    lines: list[int] = []
+    left: list[tuple[int, str, Exchange]] = []
+    damaged: list[tuple[int, str, bytes]] = []
+    with clock.step("read"):
+        for line, found in _exchanges(plan, block, counts, damaged):
+            reason = _unselected(plan.select, found)
+            if reason is None:
+                kept.append(found)
+                lines.append(line)
+            else:
+                left.append((line, reason, found))
+        texts = pa.array(_dumped(kept), pa.string())
+    with clock.step("redact"):
+        redacted = redact_exchanges(texts, redactor)
+        originals = _originals(texts, redacted)
+        rejected = _rejected(block, left, redactor)
+        torn = _damaged(block, damaged, redactor)
+    with clock.step("read"):
+        sample = _sample(plan, redacted)
+        ids = pa.array([each.id for each in kept], pa.string())
+        table = pa.table({"exchange": redacted, "line": pa.array(lines, pa.int64())})
+        write_spool(plan.scratch, "read", number, table)
+    counts["exchanges"] += len(kept) + len(left)
+    counts["selected"] += len(kept)
+    asked = {each.id for each in kept} | {each.id for _, _, each in left} if block.source in plan.companions else set()
+    return Ingested(
+        number, block.file, ids, counts, redactor.found, torn, rejected, sample, originals, asked, clock.seconds
+    )
+
+
+def _exchanges(
+    plan: IngestPlan, block: Block, counts: Counter[str], damaged: list[tuple[int, str, bytes]]
+) -> Iterator[tuple[int, Exchange]]:
+    """Every exchange of the block, checked, with the number of its record."""
+    import orjson
+
+    read = connector(block.format).read
+    path = plan.companions.get(block.source)
+    lookup: Lookup = SqliteLookup(path) if path else NoCompanions()
+    for line_number, line in enumerate(block.lines.split(b"\n")[:-1], block.first):
+        if not line or line.isspace():
+            continue
+        counts["lines"] += 1
+        try:
+            record = orjson.loads(line)
+            if not isinstance(record, dict):
+                raise DamagedLine(f"record: found {type(record).__name__}, expected an object")
+            for exchange in read(record, lookup):
+                yield line_number, Exchange.from_json(exchange)
+        except orjson.JSONDecodeError as fault:
+            damaged.append((line_number, f"not JSON: {fault}", line))
+        except DamagedLine as fault:
+            damaged.append((line_number, str(fault), line))
+
+
+def _unselected(select: Select, exchange: Exchange) -> str | None:
+    if not matches(exchange, select.where):
+        return "not selected by select.where"
+    return feedback_refusal(exchange, select.scores)
+
+
+def _dumped(exchanges: list[Exchange]) -> list[str]:
+    import orjson
+
+    return [orjson.dumps(each.to_json(), option=orjson.OPT_SORT_KEYS).decode() for each in exchanges]
+
+
+def _originals(before: pa.Array, after: pa.Array) -> Originals:
+    """The hashes of instructions that redaction changed: serving tells live ones by them."""
+    import orjson
+    import pyarrow.compute as pc
+
+    found: Originals = {}
+    changed = pc.not_equal(before, after)
+    for old, new in zip(before.filter(changed).to_pylist(), after.filter(changed).to_pylist(), strict=True):
+        was, now = (instructions(orjson.loads(each)["request"]["messages"]) for each in (old, new))
+        for one, other in zip(was, now, strict=True):
+            if one != other:
+                found.setdefault(other, set()).add(sha256_text(one[1]))
+    return found
+
+
+def _sample(plan: IngestPlan, exchanges: pa.Array) -> list[Parts]:
+    """Instructions and first user turn of some rows: all of a small log, evenly spread ones of a large one."""
+    import orjson
+
+    if plan.sample_share <= 0:
+        return []
+    step = max(1, round(1 / plan.sample_share))
+    chosen = exchanges.take(list(range(0, len(exchanges), step))).to_pylist()
+    return [parts_of(orjson.loads(text)["request"]["messages"]) for text in chosen]
+
+
+def _rejected(block: Block, left: list[tuple[int, str, Exchange]], redactor: Redactor) -> pa.Table:
+    return rejected_table(
+        {
+            "id": each.id,
+            "source": block.file,
+            "line": line,
+            "step": "select",
+            "reason": reason,
+            "row": canonical_json(redactor.exchange(each.to_json())),
+        }
+        for line, reason, each in left
+    )
+
+
+def _damaged(block: Block, damaged: list[tuple[int, str, bytes]], redactor: Redactor) -> pa.Table:
+    return rejected_table(
+        {
+            "id": None,
+            "source": block.file,
+            "line": line,
+            "step": "damaged",
+            "reason": redactor.text(reason),
+            "row": redactor.text(text.decode("utf-8", "replace")),
+        }
+        for line, reason, text in damaged
+    )

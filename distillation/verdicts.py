@@ -1,0 +1,137 @@
+"""What becomes of every row: its split or why it is left out, its weight, its answer where one was mended."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .split import TEST, TRAIN, VALIDATION
+
+OWN_FILTER, OWN_REFUSAL = 0, 1  # reasons that stand in the row itself
+LEFT_OUT = 3
+
+
+@dataclass
+class Verdicts:
+    """Arrays with an entry a row. `reasons` are (step, reason); a twin (>= 0) is the row that stands for this one."""
+
+    place: Any
+    reason: Any
+    twin: Any
+    weight: Any
+    count: Any
+    cluster: Any
+    answers: dict[int, str] = field(default_factory=dict)
+    reasons: list[tuple[str, str]] = field(default_factory=lambda: [("filter", ""), ("validate", "")])
+
+    @classmethod
+    def begin(cls, rows: Any, clusters: Any) -> Verdicts:
+        """Every row in training, of weight 1."""
+        import numpy as np
+
+        size = len(rows)
+        return cls(
+            place=np.full(size, TRAIN, np.int8),
+            reason=np.full(size, -1, np.int32),
+            twin=np.full(size, -1, np.int64),
+            weight=np.ones(size),
+            count=np.ones(size, np.int64),
+            cluster=clusters.astype(np.int64),
+        )
+
+    def left_out(self) -> Any:
+        """Mask of the rows left out so far."""
+        return self.place == LEFT_OUT
+
+    def leave_out(self, rows: Any, step: str, reason: str, twins: Any = None) -> None:
+        """Leave rows (numbers or a mask) out, unless they are already; `twins` stand for them."""
+        self._leave_out(rows, self._code(step, reason), twins)
+
+    def leave_out_for(self, rows: Any, own: int) -> None:
+        """Leave rows out for the reason that stands in each of them."""
+        self._leave_out(rows, own, None)
+
+    def _leave_out(self, rows: Any, code: int, twins: Any) -> None:
+        import numpy as np
+
+        numbers = np.flatnonzero(rows) if getattr(rows, "dtype", None) == np.bool_ else np.asarray(rows, np.int64)
+        fresh = self.place[numbers] != LEFT_OUT
+        numbers = numbers[fresh]
+        self.place[numbers] = LEFT_OUT
+        self.reason[numbers] = code
+        if twins is not None:
+            self.twin[numbers] = np.asarray(twins)[fresh]
+
+    def _code(self, step: str, reason: str) -> int:
+        if (step, reason) not in self.reasons:
+            self.reasons.append((step, reason))
+        return self.reasons.index((step, reason))
+
+    def learning(self) -> Any:
+        """Mask of the rows of training and validation."""
+        return (self.place == TRAIN) | (self.place == VALIDATION)
+
+    def counts(self) -> dict[str, int]:
+        return {
+            name: int((self.place == at).sum())
+            for name, at in (("train", TRAIN), ("validation", VALIDATION), ("test", TEST))
+        }
+
+
+def seen_before(ids: Any) -> Any:
+    """Mask of the rows whose id an earlier row has; `ids` is an Arrow array of text."""
+    import numpy as np
+
+    codes = ids.combine_chunks().dictionary_encode().indices.to_numpy() if len(ids) else np.zeros(0, np.int64)
+    _, first = np.unique(codes, return_index=True)
+    again = np.ones(len(codes), bool)
+    again[first] = False
+    return again
+
+
+def fold(verdicts: Verdicts, rows: Any, answers: Any, *, most: float) -> None:
+    """Leave one row a cluster in training and validation: corrected rows first, then the answer most given.
+
+    Prompts of different length in turns are never duplicates: the turns of one long conversation look alike, and each
+    asks for another answer. Corrected rows that disagree among themselves are all kept apart by answer: people are
+    not voted down. The row that stays carries the number of rows it stands for, as weight too (at most `most`).
+    """
+    import numpy as np
+
+    numbers = np.flatnonzero(verdicts.learning())
+    order = numbers[np.lexsort((numbers, rows["turns"][numbers], verdicts.cluster[numbers]))]
+    cluster, turns = verdicts.cluster[order], rows["turns"][order]
+    begins = np.ones(len(order), bool)
+    begins[1:] = (cluster[1:] != cluster[:-1]) | (turns[1:] != turns[:-1])
+    starts = np.flatnonzero(begins)
+    ends = np.append(starts[1:], len(order))[: len(starts)]
+    exact: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    for start, end in zip(starts, ends, strict=True):
+        if end - start > 1:
+            for row, twin in _folded(order[start:end].tolist(), rows["corrected"], answers, verdicts, most):
+                kind = "exact" if rows["request"][row] == rows["request"][twin] else "near"
+                exact[kind].append((row, twin))
+    for kind, words in (("exact", "exact duplicate of"), ("near", "near-duplicate of")):
+        if exact[kind]:
+            pairs = np.array(exact[kind])
+            verdicts.leave_out(pairs[:, 0], "fold", words, pairs[:, 1])
+
+
+def _folded(members: list[int], corrected: Any, answers: Any, verdicts: Verdicts, most: float) -> list[tuple[int, int]]:
+    people = [row for row in members if corrected[row]]
+    pool = people or members
+    votes = Counter(int(answers[row]) for row in pool)
+    winners: Mapping[int, int] = votes if people else dict(votes.most_common(1))
+    chosen = {answer: next(row for row in pool if answers[row] == answer) for answer in winners}
+    first = next(iter(chosen.values()))
+    out = []
+    for row in members:
+        if row not in chosen.values():
+            twin = chosen.get(int(answers[row]), first)
+            verdicts.count[twin] += 1
+            out.append((row, twin))
+    for row in chosen.values():
+        verdicts.weight[row] = min(verdicts.weight[row] * verdicts.count[row], most)
+    return out
