@@ -21,6 +21,7 @@ class Slice:
     """The verdicts on one block: arrays with an entry a row, answers by offset, twins by their id."""
 
     block: int
+    file: str
     place: Any
     reason: Any
     twin_ids: Mapping[int, str]
@@ -32,11 +33,10 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class DeliverPlan:
-    """Where the spool is, what the reasons' codes mean, and which file each source is."""
+    """Where the spool is, and what the reasons' codes mean."""
 
     scratch: Path
     reasons: tuple[tuple[str, str], ...]
-    files: tuple[str, ...]  # by block
 
 
 @dataclass
@@ -86,7 +86,7 @@ def _rejected(plan: DeliverPlan, given: Slice, table: Any) -> Any:
         rows.append(
             {
                 "id": row["id"],
-                "source": plan.files[given.block],
+                "source": given.file,
                 "line": row["line"],
                 "step": step,
                 "reason": reason,

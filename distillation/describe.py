@@ -90,7 +90,7 @@ def describe(plan: DescribePlan, block: int) -> Described:
         table, selected, teaches = _filtered(table, plan.filters)
     with clock.step("fingerprint"):
         keys = band_keys(signatures(texts), plan.threshold)
-        np.save(plan.scratch / f"bands-{block:06d}.npy", keys)
+        np.save(plan.scratch / f"bands-{block:010d}.npy", keys)
         rows = _rows(plan, exchanges, examples, texts, table)
         rows["selected"], rows["teaches"] = selected, teaches
     with clock.step("examples"):

@@ -17,9 +17,10 @@ PAIRS_A_TASK = 4096
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where rows stand in the spool: `starts[b]` is the number of block b's first row."""
+    """Where rows stand in the spool: `starts[at]` is the number of the first row of block `blocks[at]`."""
 
     scratch: Path
+    blocks: tuple[int, ...]
     starts: tuple[int, ...]
 
     def of(self, rows: Any) -> list[tuple[int, int]]:
@@ -27,8 +28,8 @@ class Places:
         import numpy as np
 
         starts = np.asarray(self.starts)
-        block = np.searchsorted(starts, rows, side="right") - 1
-        return list(zip(block.tolist(), (rows - starts[block]).tolist(), strict=True))
+        at = np.searchsorted(starts, rows, side="right") - 1
+        return list(zip(np.asarray(self.blocks)[at].tolist(), (rows - starts[at]).tolist(), strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,7 @@ def near_duplicates(
     representative = np.zeros(len(prompts), bool)
     representative[equal[1]] = True
     rows = np.flatnonzero(representative)
-    pairs = candidates(places.scratch, len(places.starts), rows, bands)
+    pairs = candidates(places, rows, bands)
     plan = VerifyPlan(places, threshold)
     chunks = (pairs[at : at + PAIRS_A_TASK] for at in range(0, len(pairs), PAIRS_A_TASK))
     same = np.concatenate([np.zeros(0, bool), *runtime.map(verify, plan, chunks)])
@@ -81,13 +82,13 @@ def near_duplicates(
     return [equal, (found[:, 0], found[:, 1])]
 
 
-def candidates(scratch: Path, blocks: int, rows: Any, bands: int) -> Any:
+def candidates(places: Places, rows: Any, bands: int) -> Any:
     """Pairs of rows (smaller first, sorted) that share a band key; shape (pairs, 2), int64."""
     import numpy as np
 
     codes = [np.zeros(0, np.int64)]
     size = int(rows.max(initial=0)) + 1
-    stored = [np.load(scratch / f"bands-{block:06d}.npy", mmap_mode="r") for block in range(blocks)]
+    stored = [np.load(places.scratch / f"bands-{block:010d}.npy", mmap_mode="r") for block in places.blocks]
     for band in range(bands):
         keys = np.concatenate([np.zeros(0, np.uint64), *(each[band] for each in stored)])[rows]
         order = np.argsort(keys, kind="stable")

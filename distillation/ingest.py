@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from potstill.errors import DamagedLine
 from potstill.prompt import Parts, instructions, parts_of, sha256_text
-from potstill.records import Exchange, canonical_json
+from potstill.records import Exchange, Json, canonical_json
 from potstill.redaction import Redactor
 
 from .choose import Select, feedback_refusal, matches
@@ -20,7 +20,7 @@ from .lookup import Companions, SqliteLookup
 from .redact import Redact, redact_exchanges
 from .rejections import rejected_table
 from .runtime import Clock
-from .sources import Block
+from .sources import FEEDBACK, Block
 from .spool import write_spool
 
 if TYPE_CHECKING:
@@ -114,11 +114,17 @@ def _exchanges(
             if not isinstance(record, dict):
                 raise DamagedLine(f"record: found {type(record).__name__}, expected an object")
             for exchange in read(record, lookup):
-                yield line_number, Exchange.from_json(exchange)
+                yield line_number, Exchange.from_json(_with_feedback(exchange, lookup) if path else exchange)
         except orjson.JSONDecodeError as fault:
             damaged.append((line_number, f"not JSON: {fault}", line))
         except DamagedLine as fault:
             damaged.append((line_number, str(fault), line))
+
+
+def _with_feedback(exchange: Json, lookup: Lookup) -> Json:
+    """The exchange with the feedback that came after it was captured."""
+    later = [each["feedback"] for each in lookup.get(FEEDBACK, str(exchange.get("id"))) if "feedback" in each]
+    return {**exchange, "feedback": [*(exchange.get("feedback") or []), *later]} if later else exchange
 
 
 def _unselected(select: Select, exchange: Exchange) -> str | None:
@@ -151,11 +157,12 @@ def _originals(before: pa.Array, after: pa.Array) -> Originals:
 def _sample(plan: IngestPlan, exchanges: pa.Array) -> list[Parts]:
     """Instructions and first user turn of some rows: all of a small log, evenly spread ones of a large one."""
     import orjson
+    import pyarrow as pa
 
     if plan.sample_share <= 0:
         return []
     step = max(1, round(1 / plan.sample_share))
-    chosen = exchanges.take(list(range(0, len(exchanges), step))).to_pylist()
+    chosen = exchanges.take(pa.array(range(0, len(exchanges), step), pa.int64())).to_pylist()
     return [parts_of(orjson.loads(text)["request"]["messages"]) for text in chosen]
 
 

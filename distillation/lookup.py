@@ -10,6 +10,8 @@ from typing import Any
 
 from potstill.records import Json
 
+from .chunks import line_chunks
+
 Companions = dict[int, Path]  # by number of the source
 
 
@@ -35,8 +37,6 @@ def build_lookup(path: Path, companions: Mapping[str, tuple[Sequence[str], str]]
     """Index files by a dotted field; `companions` gives files and field by name. Lines without the field are kept
     under the empty key, damaged ones under `damaged`, so that the reader can report them."""
     import orjson
-
-    from .sources import line_chunks
 
     base = sqlite3.connect(path)
     base.execute("PRAGMA journal_mode = OFF")

@@ -41,6 +41,7 @@ class Logged:
     """What the first pass leaves: ids by row number, the first row of each block, its file, parts of prompts."""
 
     ids: Any
+    blocks: tuple[int, ...]
     starts: tuple[int, ...]
     files: tuple[str, ...]
     sample: list[Parts]
@@ -51,14 +52,14 @@ class Logged:
         return len(self.ids)
 
     def places(self, scratch: Path) -> Places:
-        return Places(scratch, self.starts)
+        return Places(scratch, self.blocks, self.starts)
 
 
 def ingest_logs(work: Work, plan: IngestPlan, logs: Sequence[Log], damaged_limit: float) -> Logged:
     """Read every log; raises DamagedInput when more lines are damaged than the limit."""
     import pyarrow as pa
 
-    ids, starts, files, size = [], [], [], 0
+    ids, numbers, starts, files, size = [], [], [], [], 0
     sample: list[Parts] = []
     originals: Originals = {}
     asked: set[str] = set()
@@ -66,6 +67,7 @@ def ingest_logs(work: Work, plan: IngestPlan, logs: Sequence[Log], damaged_limit
         for each in work.runtime.map_blocks(ingest, plan, logs):
             _take(work, each)
             ids.append(each.ids)
+            numbers.append(each.block)
             starts.append(size)
             files.append(each.file)
             size += len(each.ids)
@@ -77,7 +79,7 @@ def ingest_logs(work: Work, plan: IngestPlan, logs: Sequence[Log], damaged_limit
     _orphans(work, plan, asked)
     _refuse_damage(work, damaged_limit)
     originals = {said: hashes for said, hashes in originals.items() if len(hashes) <= FEW_ORIGINALS}
-    return Logged(pa.chunked_array(ids, pa.string()), tuple(starts), tuple(files), sample, originals)
+    return Logged(pa.chunked_array(ids, pa.string()), tuple(numbers), tuple(starts), tuple(files), sample, originals)
 
 
 def _take(work: Work, each: Ingested) -> None:
@@ -120,7 +122,7 @@ def describe_blocks(work: Work, plan: DescribePlan, logged: Logged) -> tuple[Any
     parts: list[Any] = [np.zeros(0, row_type())]
     keys: list[list[int]] = []
     with Progress("describe and compare", logged.size) as progress:
-        for each in work.runtime.map(describe, plan, range(len(logged.starts))):
+        for each in work.runtime.map(describe, plan, logged.blocks):
             parts.append(each.rows)
             keys += each.groups
             work.seconds.update(each.seconds)
@@ -141,7 +143,7 @@ def deliver_blocks(work: Work, out: Path, logged: Logged, verdicts: Verdicts) ->
     (out / SEALED).parent.mkdir(parents=True, exist_ok=True)
     paths = [out / "train.parquet", out / "validation.parquet", out / SEALED]
     writers = [pq.ParquetWriter(path, example_schema(), compression="zstd") for path in paths]
-    plan = DeliverPlan(work.scratch, tuple(verdicts.reasons), logged.files)
+    plan = DeliverPlan(work.scratch, tuple(verdicts.reasons))
     try:
         with Progress("write", logged.size) as progress:
             for each in work.runtime.map(deliver, plan, _slices(logged, verdicts)):
@@ -160,12 +162,12 @@ def _slices(logged: Logged, verdicts: Verdicts) -> Any:
     import numpy as np
 
     ends = [*logged.starts[1:], logged.size]
-    for block, (start, end) in enumerate(zip(logged.starts, ends, strict=True)):
+    for block, file, start, end in zip(logged.blocks, logged.files, logged.starts, ends, strict=True):
         here = slice(start, end)
         out = np.flatnonzero((verdicts.place[here] == LEFT_OUT) & (verdicts.twin[here] >= 0))
         ids = logged.ids.take(verdicts.twin[here][out]).to_pylist() if len(out) else []
         answers = {row - start: text for row, text in verdicts.answers.items() if start <= row < end}
         yield Slice(
-            block, verdicts.place[here], verdicts.reason[here], dict(zip(out.tolist(), ids, strict=True)),
+            block, file, verdicts.place[here], verdicts.reason[here], dict(zip(out.tolist(), ids, strict=True)),
             verdicts.weight[here], verdicts.count[here], verdicts.cluster[here], answers,
         )  # fmt: skip

@@ -163,7 +163,7 @@ def describe_rows(
 def first_refusal(work: Work, logged: Logged) -> str:
     from .spool import read_spool
 
-    for block in range(len(logged.starts)):
+    for block in logged.blocks:
         table = read_spool(work.scratch, "rows", block, ("filtered", "refusal"))
         for row in table.to_pylist():
             if reason := row["filtered"] or row["refusal"]:

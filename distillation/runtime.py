@@ -93,7 +93,7 @@ class LocalRuntime:
     def map_blocks(
         self, work: Callable[[Plan, tuple[int, Block]], Result], plan: Plan, logs: Sequence[Log]
     ) -> Iterator[Result]:
-        return self.map(work, plan, enumerate(blocks(logs)))
+        return self.map(work, plan, blocks(logs))
 
 
 def _one_thread() -> None:
@@ -107,7 +107,7 @@ def _one_thread() -> None:
 
 
 def runtime_of(kind: str, workers: int | None = None) -> Runtime:
-    """The runtime that a recipe names; raises ModuleNotFoundError's kin for ray when it is not installed."""
+    """The runtime that a recipe names; raises RecipeError for ray when it is not installed."""
     if kind == "ray":
         from .runtime_ray import RayRuntime
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def spool_path(scratch: Path, kind: str, block: int) -> Path:
-    return scratch / f"{kind}-{block:06d}.arrow"
+    return scratch / f"{kind}-{block:010d}.arrow"
 
 
 def write_spool(scratch: Path, kind: str, block: int, table: pa.Table, *, mapped: bool = False) -> None:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 
-from distillation.run import Settings
+from distillation.passes import Work
+from distillation.rejections import Rejections
+from distillation.run import Settings, read_logs
+from distillation.runtime import LocalRuntime
+from distillation.spool import read_spool
 from potstill.dataset import read_examples, read_sealed
-from potstill.records import Example, Json
+from potstill.records import Example, Exchange, Json
 
 LABELS = ["card", "cash", "loan"]
 SYSTEM = "You sort a bank's mail. Answer with one of: card, cash, loan."
@@ -84,7 +89,19 @@ def write_log(path: Path, lines: Iterable[Json | str]) -> Path:
 
 
 def settings_for(path: Path, **changes: Any) -> Settings:
-    return Settings.model_validate({"sources": [{"path": str(path)}], "split": {"test": 0.3}} | changes)
+    return Settings.model_validate(
+        {"sources": [{"path": str(path), "format": "openai_pairs"}], "split": {"test": 0.3}} | changes
+    )
+
+
+def read_log(path: Path, **changes: Any) -> tuple[list[Exchange], list[Json]]:
+    """The exchanges of a log after the first pass, and the rows that it left out."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder)
+        with LocalRuntime(1) as runtime, Rejections(out / "rejections.parquet") as rejected:
+            logged = read_logs(settings_for(path, **changes), Work(out, runtime, rejected))
+        kept = [text for at in logged.blocks for text in read_spool(out, "read", at)["exchange"].to_pylist()]
+        return [Exchange.from_json(json.loads(text)) for text in kept], rejections_of(out)
 
 
 def rows_of(out: Path) -> dict[str, list[Example]]:

@@ -112,7 +112,7 @@ def test_frame_of_few_is_no_frame() -> None:
 
 def test_later_turns_of_people_do_not_make_a_rule() -> None:
     prompts = [[*each, turn("no", "assistant"), turn("The same question once again?")] for each in log()]
-    assert find_rule(prompts) == find_rule(map(parts_of, log()))
+    assert find_rule(map(parts_of, prompts)) == find_rule(map(parts_of, log()))
 
 
 texts = people | st.sampled_from([STANDING, NEWER, FRAME.format("x"), FRAME.format(""), "", FRAME[:40]])
@@ -127,7 +127,7 @@ prompts = st.lists(
 RULES = [
     PromptRule(),
     find_rule(map(parts_of, log())),
-    find_rule([*log(frame=FRAME), *log(NEWER, role="developer")]),
+    find_rule(map(parts_of, [*log(frame=FRAME), *log(NEWER, role="developer")])),
     PromptRule(tuple(Drop(role, STANDING) for role in ("system", "user")), (Strip("user", "", ""),)),
 ]
 
@@ -171,8 +171,8 @@ def test_content_of_one_text_is_itself() -> None:
 def test_rule_does_not_depend_on_the_process_that_finds_it() -> None:
     """Frames are found over sets of texts; another seed of string hashes must not order them otherwise."""
     code = (
-        "import json, sys; from potstill.prompt import find_rule; "
-        "print(json.dumps(find_rule(json.load(sys.stdin)).to_json()))"
+        "import json, sys; from potstill.prompt import find_rule, parts_of; "
+        "print(json.dumps(find_rule(map(parts_of, json.load(sys.stdin))).to_json()))"
     )
     frames = [f"{kind} for you to sort, please.\n<<<{{}}>>>" for kind in ("1 mail", "2 news", "3 text", "4 call")]
     data = json.dumps([prompt for frame in frames for prompt in log(frame=frame)])

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import random
-from dataclasses import replace
+import re
+from dataclasses import dataclass, replace
 from itertools import combinations
+from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillation.duplicates import jaccard, near_duplicates, prompt_text, shingles
-from distillation.split import Division, Split, divide, leakage, representatives
+from distillation.describe import RECORDED, UNRECORDED, row_type, share_of
+from distillation.duplicates import Places, components, near_duplicates
+from distillation.fingerprints import band_keys, bands_for, hash64, jaccard, prompt_text, signatures
+from distillation.runtime import LocalRuntime
+from distillation.split import TEST, TRAIN, TWIN, VALIDATION, divide, leakage
+from distillation.spool import write_spool
+from distillation.verdicts import LEFT_OUT, Verdicts, fold
 from potstill.dataset import read_examples
 from potstill.errors import RecipeError, SealedSplit
-from potstill.records import Example, Json
+from potstill.records import Json
 
 from .mail_log import (
     WORDS,
@@ -30,86 +39,104 @@ from .mail_log import (
 # Splitting
 
 
+@dataclass(frozen=True)
+class Row:
+    """What splitting looks at."""
+
+    conversation: str
+    user: str | None
+    cluster: int
+    group: str | None
+    recorded: str | None
+
+
 @st.composite
-def logs(draw: st.DrawFn) -> tuple[list[Example], list[int], list[Split | None]]:
-    """Rows that hang together in all ways: shared conversations, users, clusters, recorded splits."""
-    count = draw(st.integers(1, 30))
+def logs(draw: st.DrawFn) -> list[Row]:
+    """Rows that hang together in all ways: shared conversations, users, clusters, groups, recorded splits."""
     small = st.integers(0, 9)
-    rows = []
-    for at in range(count):
-        user = draw(st.none() | small)
-        metadata = {} if user is None else {"user": f"u{user}"}
-        rows.append(Example(str(at), f"c{draw(small | st.just(100 + at))}", [], [], "a", "a", "a", metadata=metadata))
-    clusters = [draw(small | st.just(100 + at)) for at in range(count)]
-    recorded: list[Split | None] = draw(
-        st.lists(st.sampled_from(["train", "validation", "test", None]), min_size=count, max_size=count)
-    )
-    return rows, clusters, recorded
+
+    def row(at: int) -> Row:
+        user, group = draw(st.none() | small), draw(st.none() | st.just(None) | small)
+        return Row(
+            f"c{draw(small | st.just(100 + at))}",
+            None if user is None else f"u{user}",
+            draw(small | st.just(100 + at)),
+            None if group is None else f"g{group}",
+            draw(st.sampled_from(["train", "validation", "test", None])),
+        )
+
+    return [row(at) for at in range(draw(st.integers(1, 30)))]
 
 
-def placed(division: Division) -> dict[int, str]:
-    found = {row: "left out" for row, _ in division.left_out}
-    for name in ("train", "validation", "test"):
-        found |= dict.fromkeys(getattr(division, name), name)
-    return found
+def arrays(log: list[Row], seed: int) -> tuple[Any, Any, list[Any], Any]:
+    """Rows of numbers, clusters, group keys and the mask of active rows, as `divide` takes them."""
+    rows = np.zeros(len(log), row_type())
+    rows["conversation"] = [hash64(each.conversation) for each in log]
+    rows["user"] = [hash64(each.user) if each.user else 0 for each in log]
+    rows["share"] = [share_of(seed, each.conversation) for each in log]
+    rows["recorded"] = [RECORDED[each.recorded] if each.recorded else UNRECORDED for each in log]
+    clusters = np.array([each.cluster for each in log], np.int64)
+    groups = [np.array([hash64(each.group) if each.group else 0 for each in log], np.uint64)]
+    return rows, clusters, groups, np.ones(len(log), bool)
 
 
-def keys_of(row: int, examples: list[Example], clusters: list[int]) -> set[str]:
-    keys = {f"conversation {examples[row].conversation}", f"cluster {clusters[row]}"}
-    return keys | ({f"user {examples[row].metadata['user']}"} if examples[row].metadata else set())
+def keys_of(row: Row) -> set[str]:
+    named = {f"conversation {row.conversation}", f"cluster {row.cluster}", f"user {row.user}", f"group {row.group}"}
+    return named - {"user None", "group None"}
 
 
 shares = st.sampled_from([0.0, 0.2, 0.5])
 
 
 @given(logs(), shares, shares, st.integers(0, 3))
-def test_split_never_divides_a_conversation_a_user_or_a_cluster(
-    log: tuple[list[Example], list[int], list[Split | None]], test: float, validation: float, seed: int
+def test_split_never_divides_a_conversation_a_user_a_group_or_a_cluster(
+    log: list[Row], test: float, validation: float, seed: int
 ) -> None:
-    examples, clusters, recorded = log
-    division = divide(examples, clusters, recorded, test=test, validation=validation, seed=seed)
-    everything = [*division.train, *division.validation, *division.test, *(row for row, _ in division.left_out)]
-    assert sorted(everything) == list(range(len(examples))), "each row stands in one place"
-    place = placed(division)
-    for a, b in combinations(range(len(examples)), 2):
-        if keys_of(a, examples, clusters) & keys_of(b, examples, clusters) and "left out" not in (place[a], place[b]):
+    rows, clusters, groups, active = arrays(log, seed)
+    place = divide(rows, clusters, groups, active, test=test, validation=validation)
+    assert set(place.tolist()) <= {TRAIN, VALIDATION, TEST, TWIN}, "each row stands in one place"
+    for a, b in combinations(range(len(log)), 2):
+        if keys_of(log[a]) & keys_of(log[b]) and TWIN not in (place[a], place[b]):
             assert place[a] == place[b]
-    assert not any(leakage(examples, clusters, division).values())
+    assert not any(leakage(rows, clusters, groups, place).values())
 
 
 @given(logs())
-def test_recorded_test_rows_stay_and_their_twins_are_left_out(
-    log: tuple[list[Example], list[int], list[Split | None]],
-) -> None:
-    examples, clusters, recorded = log
-    division = divide(examples, clusters, recorded, test=0.0, validation=0.2, seed=0)
-    assert division.test == [row for row, split in enumerate(recorded) if split == "test"]
-    held = [keys_of(row, examples, clusters) for row in division.test]
-    for row, split in enumerate(recorded):
-        if split != "test" and any(keys_of(row, examples, clusters) & keys for keys in held):
-            assert placed(division)[row] == "left out"
+def test_leakage_is_reported_wherever_two_splits_share_a_key(log: list[Row]) -> None:
+    rows, clusters, groups, _ = arrays(log, 0)
+    place = np.array([at % 3 for at in range(len(log))], np.int8)
+    shared = any(
+        keys_of(log[a]) & keys_of(log[b]) and place[a] != place[b] for a, b in combinations(range(len(log)), 2)
+    )
+    assert any(leakage(rows, clusters, groups, place).values()) == shared
+
+
+@given(logs())
+def test_recorded_test_rows_stay_and_their_twins_are_left_out(log: list[Row]) -> None:
+    place = divide(*arrays(log, 0), test=0.0, validation=0.2)
+    recorded = [at for at, row in enumerate(log) if row.recorded == "test"]
+    assert np.flatnonzero(place == TEST).tolist() == recorded
+    for at, row in enumerate(log):
+        if row.recorded != "test" and any(keys_of(row) & keys_of(log[held]) for held in recorded):
+            assert place[at] == TWIN
 
 
 @given(logs(), logs(), st.integers(0, 3))
-def test_new_rows_move_no_row_that_was_there(
-    log: tuple[list[Example], list[int], list[Split | None]],
-    more: tuple[list[Example], list[int], list[Split | None]],
-    seed: int,
-) -> None:
-    """Rows of other conversations, users and clusters, that is: what joins a group joins it where it stands."""
-    examples, clusters, recorded = log
+def test_new_rows_move_no_row_that_was_there(log: list[Row], more: list[Row], seed: int) -> None:
+    """Rows of other conversations, users, groups and clusters, that is: what joins a group joins it where it stands."""
     others = [
         replace(
-            each, conversation=f"new {each.conversation}", metadata={k: f"new {v}" for k, v in each.metadata.items()}
+            each,
+            conversation=f"new {each.conversation}",
+            user=each.user and f"new {each.user}",
+            group=each.group and f"new {each.group}",
+            cluster=1000 + each.cluster,
         )
-        for each in more[0]
+        for each in more
     ]
-    shares = {"test": 0.3, "validation": 0.2}
-    before = divide(examples, clusters, recorded, **shares, seed=seed)
-    new_clusters = [1000 + each for each in more[1]]
-    after = divide([*others, *examples], [*new_clusters, *clusters], [*more[2], *recorded], **shares, seed=seed)
-    found = placed(after)
-    assert {row: found[len(others) + row] for row in range(len(examples))} == placed(before)
+    before = divide(*arrays(log, seed), test=0.3, validation=0.2)
+    after = divide(*arrays([*others, *log], seed), test=0.3, validation=0.2)
+    assert after[len(others) :].tolist() == before.tolist()
 
 
 def test_longer_log_keeps_every_row_in_its_split(whole: Whole) -> None:
@@ -176,22 +203,68 @@ def test_only_evaluation_can_read_the_test_rows(whole: Whole) -> None:
 # Near-duplicates
 
 
-def test_near_duplicates_are_exactly_those_that_comparing_every_pair_finds() -> None:
+def clusters_of(texts: list[str], threshold: float, folder: Path, block: int) -> list[int]:
+    """For each text the smallest row of its cluster, the texts being spooled in blocks of that many rows."""
+    starts = tuple(range(0, len(texts), block))
+    for at, start in enumerate(starts):
+        part = texts[start : start + block]
+        np.save(folder / f"bands-{at:010d}.npy", band_keys(signatures(part), threshold))
+        write_spool(folder, "rows", at, pa.table({"prompt": part}), mapped=True)
+    prompts = np.array([hash64(each) for each in texts], np.uint64)
+    with LocalRuntime(1) as runtime:
+        bands, _ = bands_for(threshold)
+        edges = near_duplicates(
+            prompts,
+            np.ones(len(texts), bool),
+            bands,
+            Places(folder, tuple(range(len(starts))), starts),
+            threshold,
+            runtime,
+        )
+    return [int(each) for each in components(len(texts), edges)]
+
+
+@pytest.mark.parametrize("block", [1000, 17])
+def test_near_duplicates_are_exactly_those_that_comparing_every_pair_finds(
+    tmp_path_factory: pytest.TempPathFactory, block: int
+) -> None:
     draw = random.Random(5)
     texts = [said(at) for at in range(60)]
     for at in range(60):
         words = said(at).split() * 2
         words[draw.randrange(len(words))] = draw.choice(WORDS)
         texts += [" ".join(words), said(at).upper() + "!"] if at % 3 == 0 else [" ".join(words[: 14 + at % 4])]
+    texts += ["é" + texts[0], texts[1], "", "ab"]
     for threshold in (0.6, 0.8, 0.9):
         group = list(range(len(texts)))
-        sets = [shingles(text) for text in texts]
         for a, b in combinations(range(len(texts)), 2):
-            if jaccard(sets[a], sets[b]) >= threshold:
+            if jaccard(texts[a], texts[b]) >= threshold:
                 low, high = sorted((group[a], group[b]))
                 group = [low if each == high else each for each in group]
-        assert near_duplicates(texts, threshold) == group
+        assert clusters_of(texts, threshold, tmp_path_factory.mktemp("spool"), block) == group
         assert len(set(group)) < len(texts)
+
+
+def naive_jaccard(a: str, b: str) -> float:
+    """Written from the definition: sets of five bytes of the lower-cased text with one space between words."""
+    sets = []
+    for text in (a, b):
+        folded = " ".join(re.sub(r"\W+", " ", text.casefold()).split()).encode().ljust(5, b"\0")
+        sets.append({folded[at : at + 5] for at in range(len(folded) - 4)})
+    return len(sets[0] & sets[1]) / len(sets[0] | sets[1])
+
+
+@given(st.text(max_size=60), st.text(max_size=60))
+def test_jaccard_is_that_of_the_shingles_as_sets(a: str, b: str) -> None:
+    assert jaccard(a, b) == pytest.approx(naive_jaccard(a, b))
+    assert jaccard(a + b, a + " " + b) == pytest.approx(naive_jaccard(a + b, a + " " + b))
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.7, 0.8, 0.9, 0.95, 1.0])
+def test_bands_miss_a_pair_at_the_threshold_less_than_once_in_a_thousand(threshold: float) -> None:
+    bands, rows = bands_for(threshold)
+    assert (1 - threshold**rows) ** bands <= 1e-3
+    assert bands * rows <= 128
 
 
 def test_planted_near_duplicates_are_folded_into_one_row_each(whole: Whole) -> None:
@@ -213,31 +286,31 @@ def test_planted_near_duplicates_are_folded_into_one_row_each(whole: Whole) -> N
             assert [folded[each] for each in twins[1:]] == [f"near-duplicate of {twins[0]}"] * 2
 
 
-def test_person_who_corrected_outvotes_the_teacher_and_is_not_outvoted() -> None:
-    def row(identity: str, answer: str, corrected: bool = False) -> Example:
-        return Example(identity, identity, [], [], answer, "card", "card", corrected=corrected)
+def folded(answers: list[str], corrected: list[bool], turns: list[int], most: float = 1) -> Verdicts:
+    """One cluster of rows, folded."""
+    rows = np.zeros(len(answers), row_type())
+    rows["answer"] = [hash64(each) for each in answers]
+    rows["corrected"], rows["turns"] = corrected, turns
+    verdicts = Verdicts.begin(rows, np.zeros(len(answers), np.int64))
+    fold(verdicts, rows, rows["answer"], most=most)
+    return verdicts
 
-    examples = [
-        row("a", "card"),
-        row("b", "card"),
-        row("c", "loan", True),
-        row("d", "cash", True),
-        row("e", "loan", True),
-    ]
-    kept, left_out = representatives(examples, range(5), [0] * 5)
-    assert set(kept) == {2, 3}
-    assert [at for at, _ in left_out] == [0, 1, 4]
+
+def test_person_who_corrected_outvotes_the_teacher_and_is_not_outvoted() -> None:
+    found = folded(["card", "card", "loan", "cash", "loan"], [False, False, True, True, True], [1] * 5)
+    assert np.flatnonzero(found.place != LEFT_OUT).tolist() == [2, 3]
 
 
 def test_turns_of_one_conversation_are_not_folded_into_each_other() -> None:
     """Each turn's prompt holds the one before it: alike, and yet another question with another answer."""
-    turns = [{"role": "user", "content": f"turn {at} of a long talk"} for at in range(6)]
-    examples = [
-        Example(f"t{at}", "talk", turns[: at + 1], [], f"answer {at}", "card", "card") for at in range(len(turns))
-    ]
-    kept, left_out = representatives(examples, range(6), [0] * 6)
-    assert set(kept) == set(range(6))
-    assert left_out == []
+    found = folded([f"answer {at}" for at in range(6)], [False] * 6, list(range(6)))
+    assert not found.left_out().any()
+
+
+def test_row_that_stays_counts_and_weighs_the_rows_it_stands_for() -> None:
+    found = folded(["card"] * 5, [False] * 5, [1] * 5, most=3)
+    assert (found.count[0], found.weight[0]) == (5, 3)
+    assert found.twin[1:].tolist() == [0] * 4
 
 
 def test_same_text_in_parts_is_the_same_prompt() -> None:
