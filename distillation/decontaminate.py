@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
 from potstill.recipe import PathText, Section
 
-from .duplicates import BANDS, PERMUTATIONS, SEED, jaccard, shingles
 from .evaluation_texts import evaluation_texts
+from .fingerprints import band_keys, jaccard, signatures
 
 if TYPE_CHECKING:
     import numpy as np
@@ -128,43 +128,27 @@ class _Near:
     """Near-duplicates among the evaluation texts, every candidate checked by exact Jaccard."""
 
     threshold: float
-    sets: list[set[str]]
-    sizes: npt.NDArray[np.int64]  # of the sets, sorted
-    index: Any
+    texts: Sequence[str]
+    buckets: dict[tuple[int, int], list[int]]  # (band, key) -> texts
 
     @classmethod
     def build(cls, texts: Sequence[str], threshold: float) -> _Near:
-        import numpy as np
-        from rensa import RMinHash, RMinHashLSH
-
-        sets = [shingles(text) for text in texts]
-        index = RMinHashLSH(threshold, PERMUTATIONS, BANDS)
-        index.insert_many(RMinHash.from_token_sets([sorted(each) for each in sets], PERMUTATIONS, SEED))
-        return cls(threshold, sets, np.sort(np.array([len(each) for each in sets])), index)
+        buckets: dict[tuple[int, int], list[int]] = {}
+        for band, keys in enumerate(band_keys(signatures(texts), threshold).tolist()):
+            for at, key in enumerate(keys):
+                buckets.setdefault((band, key), []).append(at)
+        return cls(threshold, texts, buckets)
 
     def find(self, texts: Sequence[str]) -> list[int | None]:
         """For each text the first evaluation text that is at least as similar as the threshold."""
-        from rensa import RMinHash
-
-        found: list[int | None] = [None] * len(texts)
-        least = float(self.sizes[0]) * self.threshold  # a set has at most as many shingles as its text characters
-        sets: dict[int, set[str]] = {}
-        for row, text in enumerate(texts):
-            if len(text) >= least and self._sized_alike(len(mine := shingles(text))):
-                sets[row] = mine
-        hashed = RMinHash.from_token_sets([sorted(each) for each in sets.values()], PERMUTATIONS, SEED)
-        for (row, mine), others in zip(sets.items(), self.index.query_all(hashed), strict=True):
-            alike = (other for other in sorted(others) if jaccard(mine, self.sets[other]) >= self.threshold)
-            found[row] = next(alike, None)
-        return found
-
-    def _sized_alike(self, size: int) -> bool:
-        """Whether any evaluation text has so many shingles that two such sets can be that similar.
-
-        Jaccard is at most the ratio of the sizes; hashing a long text costs ten times as much as this look.
-        """
-        at = int(self.sizes.searchsorted(size * self.threshold))
-        return at < len(self.sizes) and bool(self.sizes[at] * self.threshold <= size)
+        candidates: list[set[int]] = [set() for _ in texts]
+        for band, keys in enumerate(band_keys(signatures(texts), self.threshold).tolist()):
+            for row, key in enumerate(keys):
+                candidates[row].update(self.buckets.get((band, key), ()))
+        return [
+            next((other for other in sorted(others) if jaccard(text, self.texts[other]) >= self.threshold), None)
+            for text, others in zip(texts, candidates, strict=True)
+        ]
 
 
 def words_of(texts: Sequence[str]) -> pa.Array:

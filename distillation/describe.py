@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,7 +15,7 @@ from potstill.tasks import task_from
 
 from .choose import Corrections, matches, to_example
 from .filters import Filters, answer_reasons, selection_reasons
-from .fingerprints import band_keys, hash64, prompt_text, signatures
+from .fingerprints import band_keys, hash64, prompt_text, share_of, signatures
 from .groups import Group, group_key
 from .runtime import Clock
 from .spool import read_spool, write_spool
@@ -226,9 +225,3 @@ def _named(value: Any) -> int:
 def _recorded(recorded: Mapping[str, Mapping[str, Any]], exchange: Exchange) -> int:
     named = next((name for name, where in recorded.items() if matches(exchange, where)), None)
     return RECORDED[named or "train"] if "test" in recorded or named else UNRECORDED
-
-
-def share_of(seed: int, group: str) -> float:
-    """A number in [0, 1) that depends on seed and group alone: adding rows moves no other group."""
-    digest = hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") / 2**64

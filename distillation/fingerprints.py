@@ -29,6 +29,12 @@ def hash64(text: str) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") | 1
 
 
+def share_of(seed: int, group: str) -> float:
+    """A number in [0, 1) that depends on seed and group alone: adding rows moves no other group."""
+    digest = hashlib.blake2b(f"{seed}:{group}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
 def prompt_text(messages: Sequence[Message]) -> str:
     """What two prompts are compared by: every turn with its role (tool calls included), no instructions removed."""
     lines = []

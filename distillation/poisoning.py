@@ -18,7 +18,7 @@ from pydantic import Field
 from potstill.recipe import Section
 from potstill.records import Json
 
-from .split import share_of
+from .fingerprints import share_of
 
 if TYPE_CHECKING:
     import numpy as np

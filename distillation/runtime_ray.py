@@ -6,6 +6,8 @@ taken from RAY_ADDRESS; without one a cluster of this machine is begun and ended
 
 from __future__ import annotations
 
+import importlib.util
+import logging
 import os
 import pickle
 import sys
@@ -25,29 +27,25 @@ class RayRuntime:
     """Maps work over tasks by Ray Data, one task a core."""
 
     def __init__(self) -> None:
-        try:
-            import ray.data
-        except ModuleNotFoundError as fault:
-            raise RecipeError(["distill.runtime: ray is not installed; `pip install potstill[ray]`"]) from fault
+        if importlib.util.find_spec("ray") is None:
+            raise RecipeError(["distill.runtime: ray is not installed; `pip install potstill[ray]`"])
         self._begun = False
 
     def __enter__(self) -> RayRuntime:
-        import ray
+        import ray.data
 
         if not ray.is_initialized():
             # Workers must find the stages as this process does, wherever it was started.
             environment = {"PYTHONPATH": os.pathsep.join(each for each in sys.path if each), "RAYON_NUM_THREADS": "1"}
-            ray.init(
-                address=os.environ.get("RAY_ADDRESS"),
-                runtime_env={"env_vars": environment},
-                logging_level="ERROR",
-                log_to_driver=False,
-                **({} if os.environ.get("RAY_ADDRESS") else {"include_dashboard": False}),
-            )
+            begin: Any = ray.init
+            address = os.environ.get("RAY_ADDRESS")
+            options = {"address": address} if address else {"include_dashboard": False}
+            begin(runtime_env={"env_vars": environment}, logging_level="ERROR", log_to_driver=False, **options)
             self._begun = True
         context = ray.data.DataContext.get_current()
         context.execution_options.preserve_order = True
         context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
         return self
 
     def __exit__(self, *exception: Any) -> None:
@@ -113,7 +111,7 @@ def _source(logs: Sequence[Log]) -> Any:
 
         return read
 
-    class Logs(Datasource):  # type: ignore[misc]  # ray's classes are not typed
+    class Logs(Datasource):
         def estimate_inmemory_data_size(self) -> int | None:
             return None
 
@@ -121,4 +119,5 @@ def _source(logs: Sequence[Log]) -> Any:
             metadata = BlockMetadata(num_rows=None, size_bytes=None, input_files=None, exec_stats=None)
             return [ReadTask(reading(at, log), metadata) for at, log in enumerate(logs)]
 
-    return Logs()
+    made: Any = Logs
+    return made()

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from potstill.recipe import Section
 
-from .split import share_of
+from .fingerprints import share_of
 
 if TYPE_CHECKING:
     import numpy as np

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from potstill.prompt import INSTRUCTING
 from potstill.records import Json, Message, canonical_json
 
-from .duplicates import prompt_text
+from .fingerprints import prompt_text
 
 MARKER = "\n[... cut ...]\n"
 Count = Callable[[str], int]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillation.duplicates import prompt_text
+from distillation.fingerprints import prompt_text
 from distillation.shorten import MARKER, shorten, turns_of
 from potstill.records import Message
 

@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillation.describe import RECORDED, UNRECORDED, row_type, share_of
+from distillation.describe import RECORDED, UNRECORDED, row_type
 from distillation.duplicates import Places, components, near_duplicates
-from distillation.fingerprints import band_keys, bands_for, hash64, jaccard, prompt_text, signatures
+from distillation.fingerprints import band_keys, bands_for, hash64, jaccard, prompt_text, share_of, signatures
 from distillation.runtime import LocalRuntime
 from distillation.split import TEST, TRAIN, TWIN, VALIDATION, divide, leakage
 from distillation.spool import write_spool
