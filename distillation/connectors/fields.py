@@ -16,11 +16,13 @@ _NAMES = {dict: "object", list: "list", str: "text", int: "whole number", float:
 
 def name_of(value: object) -> str:
     """What a value is, in the words of an error message."""
-    return "nothing" if value is None else _NAMES.get(type(value), type(value).__name__)
+    return _NAMES.get(type(value), type(value).__name__)
 
 
 def wrong(where: str, found: object, expected: str) -> DamagedLine:
-    """The error for a value of the wrong type, to be raised."""
+    """The error for a value that is missing or of the wrong type, to be raised."""
+    if found is None:
+        return DamagedLine(f"{where}: missing, expected {expected}")
     return DamagedLine(f"{where}: found {name_of(found)}, expected {expected}")
 
 

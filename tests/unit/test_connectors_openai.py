@@ -238,6 +238,14 @@ def test_pairs_streamed_in_any_pieces_come_back(data: st.DataObject, want: Json,
     assert_round_trip("openai_pairs", want, write)
 
 
+@given(exchanges(Carries()))
+def test_pairs_of_the_responses_api_come_back(want: Json) -> None:
+    def write(each: Json) -> Written:
+        return Written([each | {"request": responses_request(each), "response": responses_response(each)}])
+
+    assert_round_trip("openai_pairs", want, write)
+
+
 @given(exchanges(Carries()), st.sampled_from(["lines", "page", "inline"]))
 def test_stored_completions_come_back(want: Json, how: str) -> None:
     def write(each: Json) -> Written:
