@@ -16,6 +16,7 @@ from potstill.errors import DamagedLine
 
 Json = dict[str, Any]
 Message = dict[str, Any]
+Learn = Literal["answer", "conversation"]
 FeedbackKind = Literal["thumbs", "score", "correction"]
 FEEDBACK_KINDS: tuple[FeedbackKind, ...] = ("thumbs", "score", "correction")
 
@@ -150,6 +151,7 @@ class Example:
     `messages` is the prompt that the student sees; `full_messages` the prompt that the large model saw
     (the same list when the prompt is kept). `answer` is the canonical text to learn (a correction where
     there is one), `teacher_answer` the canonical text of what the large model said, or None if invalid.
+    `learn` says which assistant turns are supervised: the answer alone, or every one in `messages` too.
     """
 
     id: str
@@ -168,6 +170,7 @@ class Example:
     latency_ms: float | None = None
     cost_usd: float | None = None
     metadata: Json = field(default_factory=dict)
+    learn: Learn = "answer"
 
     def as_row(self) -> Json:
         """What a person needs to recognise a rejected row."""
