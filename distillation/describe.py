@@ -150,14 +150,14 @@ def _table(
 
 
 def _json_texts(values: Sequence[Any]) -> list[str]:
-    """Canonical JSON of each; what stands again and again (tools, no metadata) is written once."""
+    """JSON of each, keys in the log's order; what stands again and again (tools, no metadata) is written once."""
     import orjson
 
     before, text = object(), ""
     out = []
     for value in values:
         if value is not before and value != before:
-            text = orjson.dumps(value, option=orjson.OPT_SORT_KEYS).decode()
+            text = orjson.dumps(value).decode()
             before = value
         out.append(text)
     return out

@@ -136,7 +136,7 @@ def _unselected(select: Select, exchange: Exchange) -> str | None:
 def _dumped(exchanges: list[Exchange]) -> list[str]:
     import orjson
 
-    return [orjson.dumps(each.to_json(), option=orjson.OPT_SORT_KEYS).decode() for each in exchanges]
+    return [orjson.dumps(each.to_json()).decode() for each in exchanges]
 
 
 def _originals(before: pa.Array, after: pa.Array) -> Originals:

@@ -25,5 +25,5 @@ def redact_exchanges(exchanges: pa.Array, redactor: Redactor) -> pa.Array:
 
     out = []
     for text in exchanges.to_pylist():
-        out.append(orjson.dumps(redactor.exchange(orjson.loads(text)), option=orjson.OPT_SORT_KEYS).decode())
+        out.append(orjson.dumps(redactor.exchange(orjson.loads(text))).decode())
     return pa.array(out, pa.string())

@@ -1,4 +1,4 @@
-"""Examples as token rows: prompts that are not learnt, answers that are, packed without waste.
+"""Examples as token rows: what is not learnt (prompts) and what is (answers, or every assistant turn), packed.
 
 Packing puts whole rows behind each other into blocks of `pack_length` (best fit decreasing, as in Krell et al. 2021);
 position ids restart with every row, from which the attention mask keeps the rows apart.
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from potstill import chat
+from potstill.chat import Span
 from potstill.errors import NothingLearned
 from potstill.records import Example
 
@@ -21,15 +22,38 @@ IGNORED = -100  # the label that the loss leaves out
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One training row: its example's id, its token ids, and how many of them are prompt."""
+    """One training row: its example's id, its token ids, and the spans of them that are learnt (in order, apart).
+
+    No span starts at 0: in a block the token before a row belongs to another row, which must not predict it.
+    """
 
     id: str
     token_ids: list[int]
-    prompt_tokens: int
+    learnt: tuple[Span, ...]
 
     @property
     def labels(self) -> list[int]:
-        return [IGNORED] * self.prompt_tokens + self.token_ids[self.prompt_tokens :]
+        found = [IGNORED] * len(self.token_ids)
+        for start, end in self.learnt:
+            found[start:end] = self.token_ids[start:end]
+        return found
+
+    @property
+    def supervised_tokens(self) -> int:
+        return sum(end - start for start, end in self.learnt)
+
+    @property
+    def longest_turn(self) -> int:
+        """Tokens of the longest learnt span."""
+        return max((end - start for start, end in self.learnt), default=0)
+
+    def pieces(self) -> list[tuple[bool, list[int]]]:
+        """The row cut where learning begins and ends: (learnt, token ids) in order, none empty."""
+        out, at = [], 0
+        for start, end in self.learnt:
+            out += [(False, self.token_ids[at:start]), (True, self.token_ids[start:end])]
+            at = end
+        return [(learnt, ids) for learnt, ids in [*out, (False, self.token_ids[at:])] if ids]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +69,32 @@ class Tokenised:
 
     @property
     def supervised_tokens(self) -> int:
-        return sum(len(row.token_ids) - row.prompt_tokens for row in self.rows)
+        return sum(row.supervised_tokens for row in self.rows)
 
 
 def tokenise(tokenizer: Any, examples: Sequence[Example], window: int, *, repeat: bool) -> Tokenised:
-    """Token rows of examples; with `repeat`, a row of weight 3 stands three times. `window` in tokens."""
+    """Token rows of examples; with `repeat`, a row of weight 3 stands three times. `window` in tokens.
+
+    Raises ParityMismatch for a whole conversation whose earlier turns the chat template rewrites.
+    """
     rows, too_long = [], []
     for example in examples:
-        prompt, answer = chat.prompt_and_completion(tokenizer, example.messages, example.tools, example.answer)
-        if len(prompt) + len(answer) > window:
+        row = _row(tokenizer, example)
+        if len(row.token_ids) > window:
             too_long.append(example.id)
             continue
-        row = Row(example.id, prompt + answer, len(prompt))
         rows += [row] * (max(1, round(example.weight)) if repeat else 1)
     return Tokenised(rows, too_long)
+
+
+def _row(tokenizer: Any, example: Example) -> Row:
+    if example.learn == "conversation":
+        whole = chat.conversation(
+            tokenizer, example.messages, example.tools, example.answer, name=f"example {example.id}"
+        )
+        return Row(example.id, whole.token_ids, whole.learnt)
+    prompt, answer = chat.prompt_and_completion(tokenizer, example.messages, example.tools, example.answer)
+    return Row(example.id, prompt + answer, ((len(prompt), len(prompt) + len(answer)),))
 
 
 def refuse_nothing_to_learn(tokenised: Tokenised, window: int) -> None:

@@ -104,7 +104,7 @@ def write_contract(
     shared: Shared, settings: Settings, dataset: Path, tokenizer: Any, train: list[Example], rows: Tokenised, out: Path
 ) -> None:
     """Write down what export and serving must agree with: template, stop, task, prompt rule, golden token ids."""
-    longest = max(len(row.token_ids) - row.prompt_tokens for row in rows.rows)
+    longest = max(row.longest_turn for row in rows.rows)
     fitting = {row.id for row in rows.rows}
     shown = [each for each in train if each.id in fitting][:GOLDEN_ROWS]
     Contract(
@@ -119,13 +119,16 @@ def write_contract(
 
 
 def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
-    """What training would see, without loading the model: tokens, rows left out, one row with its loss mask."""
+    """What training would see, without loading the model: tokens, rows left out, one row with its loss mask.
+
+    The row shown is the first with the most learnt turns; its `spans` in order make up the whole rendered text.
+    """
     base = resolve_base(shared.base_model, shared.cache_dir)
     train = read_examples(upstream["dataset"], "train")
     tokenizer = load_student_tokenizer(settings, base.path, train)
     rows = tokenise(tokenizer, train, settings.window, repeat=True)
     refuse_nothing_to_learn(rows, settings.window)
-    first = rows.rows[0]
+    shown = max(rows.rows, key=lambda row: len(row.learnt))
     return {
         "rows": len(rows.rows),
         "tokens_an_epoch": rows.tokens,
@@ -133,9 +136,8 @@ def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
         "rows_too_long": rows.too_long,
         "pack_length": pack_length_for(rows.rows, settings.window),
         "example": {
-            "id": first.id,
-            "not_learnt": tokenizer.decode(first.token_ids[: first.prompt_tokens]),
-            "learnt": tokenizer.decode(first.token_ids[first.prompt_tokens :]),
+            "id": shown.id,
+            "spans": [{"learnt": learnt, "text": tokenizer.decode(ids)} for learnt, ids in shown.pieces()],
         },
     }
 

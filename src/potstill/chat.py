@@ -6,20 +6,34 @@ ends the turn. Training, evaluation and the golden ids of the contract all come 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from potstill.contract import Golden
+from potstill.contract import Golden, first_difference
 from potstill.errors import ParityMismatch
 from potstill.prompt import joined
 from potstill.records import Json, Message
+from potstill.tasks.tool_calls import ToolCalls
 
 CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
+# ChatML that also writes what earlier turns called, in the very text that answers are learnt in (`ToolCalls.text_of`):
+# without it a tool's result would stand in the prompt and its call would not. The tools themselves are not written.
+CHATML_CALLS = CHATML.replace(
+    "message['content'] + '<|im_end|>",
+    "message['content'] }}{% for call in message['tool_calls'] or [] %}"
+    "{{ ('\\n' if message['content'] or not loop.first else '') + '<tool_call>{\"name\": ' }}"
+    "{{ (call['function']['name'] | tojson) + ', \"arguments\": ' + (call['function']['arguments'] | tojson) }}"
+    "{{ '}</tool_call>' }}{% endfor %}{{ '<|im_end|>",
+)
 _PROBE = "potstill probe"
+Span = tuple[int, int]  # first token and one past the last
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -37,6 +51,7 @@ def choose_template(tokenizer: Any, wish: str, *, tools: bool) -> str:
 
     `auto` takes ChatML when the model speaks it, no tools are in play, and its own template would smuggle a default
     system text into every prompt that has none (SmolLM2: 23 tokens a row that teach and tell nothing).
+    `chatml` with tools in play writes the calls of earlier turns too.
     """
     base = str(tokenizer.chat_template)
     speaks = all(token in tokenizer.get_vocab() for token in ("<|im_start|>", "<|im_end|>"))
@@ -45,7 +60,7 @@ def choose_template(tokenizer: Any, wish: str, *, tools: bool) -> str:
     if not speaks:
         raise ParityMismatch("chat_template: chatml: this model's vocabulary has no <|im_start|>; use `base`")
     if wish == "chatml":
-        return CHATML
+        return CHATML_CALLS if tools else CHATML
     probe = tokenizer.apply_chat_template([{"role": "user", "content": _PROBE}], tokenize=False)
     smuggles = "system" in probe.split(_PROBE)[0]
     return CHATML if smuggles else base
@@ -53,20 +68,22 @@ def choose_template(tokenizer: Any, wish: str, *, tools: bool) -> str:
 
 def plain(messages: Sequence[Message]) -> list[Message]:
     """Messages as templates want them: text content (multi-part joined), None as empty, arguments as objects."""
-    import json
-
     out: list[Message] = []
     for message in messages:
         copy = {**message, "content": joined(message.get("content")) or ""}
         if copy.get("tool_calls"):
-            copy["tool_calls"] = [
-                {**call, "function": {**call["function"], "arguments": json.loads(call["function"]["arguments"])}}
-                if isinstance(call.get("function", {}).get("arguments"), str)
-                else call
-                for call in copy["tool_calls"]
-            ]
+            copy["tool_calls"] = [_with_object(call) for call in copy["tool_calls"]]
         out.append(copy)
     return out
+
+
+def _with_object(call: Json) -> Json:
+    arguments = call.get("function", {}).get("arguments")
+    if not isinstance(arguments, str):
+        return call
+    with suppress(ValueError):  # what is no JSON stays text, as in the text of an answer
+        arguments = json.loads(arguments)
+    return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
 def render(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Json] = (), *, generation: bool = True) -> str:
@@ -100,6 +117,85 @@ def prompt_and_completion(
     """Token ids of a training row: the prompt (not learnt) and the answer with its end (learnt)."""
     prompt = encode(tokenizer, render(tokenizer, messages, tools))
     return prompt, encode(tokenizer, answer + end_of_turn(tokenizer))
+
+
+@dataclass(frozen=True, slots=True)
+class Conversation:
+    """A whole conversation in tokens, and the span of every assistant turn with the token that ends it."""
+
+    token_ids: list[int]
+    learnt: tuple[Span, ...]
+
+
+def conversation(
+    tokenizer: Any, messages: Sequence[Message], tools: Sequence[Json], answer: str, *, name: str = "row"
+) -> Conversation:
+    """Token ids of a conversation that ends in `answer`, with the spans of its assistant turns.
+
+    Every turn is rendered as when it was the newest and must stand there unchanged later on: text by text and token by
+    token, each span is what a row of its own would have taught. Raises ParityMismatch, naming `name`, where the
+    template does otherwise. An opening assistant turn (nothing stands before it) is not learnt.
+    """
+    end = end_of_turn(tokenizer)
+    pieces: list[str] = []  # text that is not learnt and text that is, in turns
+    so_far = ""
+    for at, message in enumerate(messages):
+        if message["role"] != "assistant" or at == 0:
+            continue
+        prompt = render(tokenizer, messages[:at], tools)
+        _refuse_rewritten(so_far, prompt, name, at)
+        turn = _turn_text(tokenizer, messages[: at + 1], tools, prompt, end, name)
+        pieces += [prompt[len(so_far) :], turn]
+        so_far = prompt + turn
+    prompt = render(tokenizer, messages, tools)
+    _refuse_rewritten(so_far, prompt, name, len(messages))
+    pieces += [prompt[len(so_far) :], answer + end]
+    encoded = [encode(tokenizer, piece) for piece in pieces]
+    ids = [token for part in encoded for token in part]
+    if ids[: len(ids) - len(encoded[-1])] != encode(tokenizer, prompt):
+        raise ParityMismatch(
+            f"{name}: this tokenizer merges text across the border of an assistant turn, so that the turn has other "
+            "tokens in the conversation than as an answer; use distill.turns: every"
+        )
+    spans, start = [], 0
+    for number, part in enumerate(encoded):
+        if number % 2:
+            spans.append((start, start + len(part)))
+        start += len(part)
+    return Conversation(ids, tuple(spans))
+
+
+def _turn_text(
+    tokenizer: Any, messages: Sequence[Message], tools: Sequence[Json], prompt: str, end: str, name: str
+) -> str:
+    """What the template writes for the last message, up to and with the end of the turn; `prompt` is what is before."""
+    at = len(messages) - 1
+    text = render(tokenizer, messages, tools, generation=False)
+    _refuse_rewritten(prompt, text, name, at)
+    turn, found, _ = text[len(prompt) :].partition(end)
+    if not found:
+        raise ParityMismatch(
+            f"{name}: the chat template does not end the assistant turn at messages[{at}] with {end!r} as it ends the "
+            "last one; use distill.turns: every"
+        )
+    wanted = ToolCalls().text_of(messages[at]) if messages[at].get("tool_calls") else turn
+    if turn.strip() != wanted.strip():
+        raise ParityMismatch(
+            f"{name}: the chat template writes the tool calls of earlier turns (messages[{at}]) otherwise than answers "
+            f"are learnt ({first_difference(wanted, turn)}); use distill.turns: every, or train.chat_template: chatml "
+            "where the model speaks it"
+        )
+    return turn + end
+
+
+def _refuse_rewritten(before: str, after: str, name: str, at: int) -> None:
+    """Raise ParityMismatch unless `after` goes on from `before`: a mask over rewritten turns teaches the wrong text."""
+    if not after.startswith(before):
+        raise ParityMismatch(
+            f"{name}: the chat template rewrites earlier turns once messages[{at}] follows (it may drop earlier "
+            f"reasoning, or open the newest turn otherwise): {first_difference(before, after)}; a whole conversation "
+            "cannot be learnt at once with it; use distill.turns: every"
+        )
 
 
 def golden(tokenizer: Any, messages: Sequence[Message], tools: Sequence[Json]) -> Golden:

@@ -16,6 +16,7 @@ from potstill.errors import DamagedLine
 
 Json = dict[str, Any]
 Message = dict[str, Any]
+Learn = Literal["answer", "conversation"]
 FeedbackKind = Literal["thumbs", "score", "correction"]
 FEEDBACK_KINDS: tuple[FeedbackKind, ...] = ("thumbs", "score", "correction")
 
@@ -159,6 +160,7 @@ class Example:
     `messages` is the prompt that the student sees; `full_messages` the prompt that the large model saw
     (the same list when the prompt is kept). `answer` is the canonical text to learn (a correction where
     there is one), `teacher_answer` the canonical text of what the large model said, or None if invalid.
+    `learn`: the answer alone is learnt, or every assistant turn of the conversation with it.
     `count` is the number of logged rows (duplicates of each other) that this one stands for.
     """
 
@@ -170,6 +172,7 @@ class Example:
     teacher_answer: str | None
     teacher_text: str
     tools: list[Json] = field(default_factory=list)
+    learn: Learn = "answer"
     corrected: bool = False
     weight: float = 1.0
     count: int = 1

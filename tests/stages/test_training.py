@@ -231,7 +231,7 @@ lengths = st.lists(st.integers(min_value=2, max_value=100), min_size=1, max_size
 @given(lengths, st.integers(min_value=0, max_value=5))
 @settings(deadline=None, max_examples=60)
 def test_packing_keeps_every_row_once_and_within_its_block(sizes: list[int], seed: int) -> None:
-    rows = [Row(f"r{at}", list(range(size)), 1) for at, size in enumerate(sizes)]
+    rows = [Row(f"r{at}", list(range(size)), ((1, size),)) for at, size in enumerate(sizes)]
     length = pack_length_for(rows, 128)
     blocks = make_blocks(rows, length, seed)
     assert sorted(row.id for block in blocks for row in block) == sorted(row.id for row in rows)
@@ -245,7 +245,7 @@ def test_packing_keeps_every_row_once_and_within_its_block(sizes: list[int], see
 @given(lengths)
 @settings(deadline=None, max_examples=60)
 def test_packing_needs_at_most_twice_the_least_blocks(sizes: list[int]) -> None:
-    rows = [Row(f"r{at}", list(range(size)), 1) for at, size in enumerate(sizes)]
+    rows = [Row(f"r{at}", list(range(size)), ((1, size),)) for at, size in enumerate(sizes)]
     assert len(pack(rows, 128)) <= max(1, 2 * -(-sum(sizes) // 128))
 
 

@@ -98,8 +98,11 @@ def _check_text(result: Json) -> str:
             f"training: {training['rows']:,} rows, {training['tokens_an_epoch']:,} tokens an epoch, "
             f"{training['supervised_tokens_an_epoch']:,} of them learnt, {len(training['rows_too_long'])} rows too long"
         )
-        lines.append(f"one row, not learnt: {training['example']['not_learnt']!r}")
-        lines.append(f"one row, learnt:     {training['example']['learnt']!r}")
+        lines.append(f"one row ({training['example']['id']}), as rendered, with its loss mask:")
+        lines += [
+            f"  {'learnt    ' if each['learnt'] else 'not learnt'} {each['text']!r}"
+            for each in training["example"]["spans"]
+        ]
     else:
         lines.append("training: `potstill distill` first shows rows, tokens and one row with its loss mask")
     return "\n".join(lines)

@@ -20,10 +20,10 @@ from uuid import uuid4
 
 import orjson
 
+from potstill.feedback_join import EXCHANGES
 from potstill.progress import say
 from potstill.records import Json
 from potstill.serving.call import Call
-from potstill.serving.captured import EXCHANGES
 from potstill.serving.errors import RequestRefused
 from potstill.serving.meter import Meter
 

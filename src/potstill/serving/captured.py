@@ -6,35 +6,29 @@ killed server left unfinished (the last of its file, without a line end) was nev
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import orjson
 
 from potstill.errors import DamagedLine
-from potstill.records import Exchange, Feedback, Json
-
-EXCHANGES = "exchanges-*.jsonl"
-FEEDBACK = "feedback-*.jsonl"
+from potstill.feedback_join import EXCHANGES, FEEDBACK, LaterFeedback, read_feedback_line
+from potstill.records import Exchange, Json
 
 
 def join(folder: Path) -> Iterator[Exchange]:
     """Every captured exchange with its feedback in the order of its time; raises DamagedLine naming file and line."""
-    opinions: dict[str, list[Feedback]] = defaultdict(list)
+    later: LaterFeedback[str] = LaterFeedback()
     for where, line in _lines(folder, FEEDBACK):
         try:
-            opinions[str(line["id"])].append(Feedback.from_json(line["feedback"]))
-        except (KeyError, DamagedLine) as fault:
-            raise DamagedLine(f"{where}: not a feedback line ({fault})") from fault
-    for where, line in _lines(folder, EXCHANGES):
-        try:
-            exchange = Exchange.from_json(line)
+            later.add(*read_feedback_line(line), where)
         except DamagedLine as fault:
             raise DamagedLine(f"{where}: {fault}") from fault
-        later = sorted(opinions.get(exchange.id, []), key=lambda each: each.time or "")
-        yield replace(exchange, feedback=(*exchange.feedback, *later))
+    for where, line in _lines(folder, EXCHANGES):
+        try:
+            yield later.join(Exchange.from_json(line))
+        except DamagedLine as fault:
+            raise DamagedLine(f"{where}: {fault}") from fault
 
 
 def _lines(folder: Path, pattern: str) -> Iterator[tuple[str, Json]]:
