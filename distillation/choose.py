@@ -11,6 +11,8 @@ from potstill.recipe import Section
 from potstill.records import Example, Exchange, Message
 from potstill.tasks import Task
 
+from .opinions import thumb
+
 
 class Select(Section):
     """Which exchanges count. `scores` are minimums by feedback name, such as `task_success: 1.0`."""
@@ -44,11 +46,17 @@ def _equal(value: Any, wanted: Any) -> bool:
     return value in wanted if isinstance(wanted, list) else bool(value == wanted)
 
 
-def feedback_refusal(exchange: Exchange, scores: Mapping[str, float]) -> str | None:
-    """Why feedback keeps an exchange out: a thumbs-down, or a named score below its minimum. None keeps it in."""
-    for each in exchange.feedback:
-        if each.kind == "thumbs" and each.value in (False, 0, -1, "down") and exchange.correction is None:
-            return f"feedback: thumbs down ({each.name or 'unnamed'})"
+def thumbs_down(exchange: Exchange) -> str | None:
+    """Why a thumbs-down keeps an exchange out; None when there is none, or somebody said what is right."""
+    if exchange.feedback and exchange.correction is None:
+        for each in exchange.feedback:
+            if thumb(each) is False:
+                return f"feedback: thumbs down ({each.name or 'unnamed'})"
+    return None
+
+
+def score_refusal(exchange: Exchange, scores: Mapping[str, float]) -> str | None:
+    """Why a named score below its minimum, or its absence, keeps an exchange out. None keeps it in."""
     for name, least in scores.items():
         given = [each.value for each in exchange.feedback if each.kind == "score" and each.name == name]
         if not given:

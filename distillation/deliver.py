@@ -28,6 +28,7 @@ class Slice:
     weight: Any
     count: Any
     cluster: Any
+    whole: Any
     answers: Mapping[int, str]
 
 
@@ -64,6 +65,9 @@ def deliver(plan: DeliverPlan, given: Slice) -> Delivered:
         for name, values in (("weight", given.weight), ("count", given.count), ("cluster", given.cluster)):
             at = rows.column_names.index(name)
             rows = rows.set_column(at, rows.schema.field(name), pa.array(values, rows.schema.field(name).type))
+        if given.whole.any():
+            learn = pa.array(["conversation" if each else "answer" for each in given.whole.tolist()], pa.string())
+            rows = rows.set_column(rows.column_names.index("learn"), "learn", learn)
         splits = [rows.filter(pa.array(given.place == at)) for at in range(3)]
         rejected = _rejected(plan, given, table.filter(pa.array(given.place == LEFT_OUT)))
     return Delivered(splits, rejected, clock.seconds)
@@ -79,6 +83,8 @@ def _rejected(plan: DeliverPlan, given: Slice, table: Any) -> Any:
     for at, row in zip(out, table.select(columns).to_pylist(), strict=True):
         code = int(given.reason[at])
         step, reason = plan.reasons[code]
+        if code == OWN_FILTER and row["filtered"].startswith("feedback"):
+            step = "select"
         reason = row["filtered"] if code == OWN_FILTER else row["refusal"] if code == OWN_REFUSAL else reason
         if at in given.twin_ids:
             reason = f"{reason} {given.twin_ids[at]}"

@@ -9,16 +9,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from potstill.dataset import JSON_COLUMNS, example_schema
-from potstill.prompt import PromptRule, instructions
-from potstill.records import Example, Exchange, Feedback
+from potstill.prompt import PromptRule
+from potstill.records import Example, Exchange, Feedback, Message
 from potstill.tasks import task_from
 
-from .choose import Corrections, matches, to_example
+from .choose import Corrections, matches, thumbs_down, to_example
 from .filters import Filters, answer_reasons, selection_reasons
 from .fingerprints import band_keys, hash64, prompt_text, share_of, signatures
 from .groups import Group, group_key
 from .runtime import Clock
+from .shorten import Cut, shorten
 from .spool import read_spool, write_spool
+from .turns import Trace, Turns, trace, with_unlogged
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,6 +43,8 @@ class DescribePlan:
     groups: tuple[Group, ...]
     seed: int
     threshold: float
+    turns: Turns
+    longest_prompt: int | None  # characters
 
 
 @dataclass
@@ -48,8 +52,10 @@ class Described:
     """One block's row of numbers for each of its rows (`row_type`), and its group keys."""
 
     block: int
+    ids: pa.Array
     rows: Any
     groups: list[list[int]]
+    traces: list[Trace]
     counts: Counter[str]
     seconds: Counter[str] = field(default_factory=Counter)
 
@@ -62,45 +68,91 @@ def row_type() -> Any:
         [
             ("prompt", "u8"), ("request", "u8"), ("conversation", "u8"), ("user", "u8"), ("key", "u8"),
             ("answer", "u8"), ("source", "u8"), ("share", "f8"), ("turns", "i4"), ("length", "i4"), ("recorded", "i1"),
-            ("corrected", "?"), ("teaches", "?"), ("selected", "?"),
+            ("corrected", "?"), ("teaches", "?"), ("selected", "?"), ("opinion", "?"),
         ]
     )  # fmt: skip
 
 
-def describe(plan: DescribePlan, block: int) -> Described:
-    """Make, compare and spool the rows of one block."""
+def describe(plan: DescribePlan, given: tuple[int, Mapping[str, Sequence[int]]]) -> Described:
+    """Make, compare and spool the rows of one block; `given` is its number and the unlogged turns to make, by id."""
     import numpy as np
-    import orjson
+    import pyarrow as pa
 
+    block, unlogged = given
     clock, counts = Clock(), Counter[str]()
-    read = read_spool(plan.scratch, "read", block)
     task = task_from(dict(plan.task))
     with clock.step("examples"):
-        exchanges = [_trusted(orjson.loads(each)) for each in read.column("exchange").to_pylist()]
+        items = _items(plan, block, unlogged)
+        exchanges = [each.exchange for each in items]
         bare = [plan.standing.apply(each.messages) for each in exchanges]
         texts = [prompt_text(each) for each in bare]
         prompts = bare if plan.internalise else [each.messages for each in exchanges]
+        prompts, unfit = _shortened(plan, prompts, exchanges, counts)
         made = [
             to_example(each, task, prompt, plan.corrections) for each, prompt in zip(exchanges, prompts, strict=True)
         ]
         examples = [example for example, _ in made]
-        table = _table(plan, exchanges, examples, [refusal for _, refusal in made], texts, read)
+        filtered = [thumbs or long for thumbs, long in zip(map(thumbs_down, exchanges), unfit, strict=True)]
+        table = _table(items, examples, [refusal for _, refusal in made], texts, filtered)
     with clock.step("filter"):
         table, selected, teaches = _filtered(table, plan.filters)
     with clock.step("fingerprint"):
-        keys = band_keys(signatures(texts), plan.threshold)
-        np.save(plan.scratch / f"bands-{block:010d}.npy", keys)
+        signature = signatures(texts)
+        np.save(plan.scratch / f"bands-{block:010d}.npy", band_keys(signature, plan.threshold))
         rows = _rows(plan, exchanges, examples, texts, table)
         rows["selected"], rows["teaches"] = selected, teaches
     with clock.step("examples"):
         write_spool(plan.scratch, "rows", block, table, mapped=True)
         groups = _groups(plan, exchanges)
-    counts["valid"] = int(teaches.sum())
-    counts["corrected"] = sum(each.corrected for each in examples)
-    return Described(block, rows, groups, counts, clock.seconds)
+        checked: dict[int, bool] = {}
+        traces = [trace(each, task, checked) for each in exchanges] if plan.turns == "whole" else []
+    ids = pa.array([each.id for each in exchanges], pa.string())
+    return Described(block, ids, rows, groups, traces, counts, clock.seconds)
 
 
-def _trusted(data: dict[str, Any]) -> Exchange:
+@dataclass(frozen=True, slots=True)
+class _Item:
+    """An exchange with the number of its record and its place in the spool of the first pass."""
+
+    exchange: Exchange
+    line: int
+    read_at: int
+
+
+def _items(plan: DescribePlan, block: int, unlogged: Mapping[str, Sequence[int]]) -> list[_Item]:
+    import orjson
+
+    read = read_spool(plan.scratch, "read", block)
+    lines = read.column("line").to_pylist()
+    found = [trusted(orjson.loads(each)) for each in read.column("exchange").to_pylist()]
+    if not unlogged:
+        return [_Item(each, lines[at], at) for at, each in enumerate(found)]
+    return [
+        _Item(each, lines[at], at) for at, logged in enumerate(found) for each, _ in with_unlogged([logged], unlogged)
+    ]
+
+
+def _shortened(
+    plan: DescribePlan, prompts: list[list[Message]], exchanges: Sequence[Exchange], counts: Counter[str]
+) -> tuple[list[list[Message]], list[str | None]]:
+    """Prompts cut to the recipe's length, and why a row cannot be."""
+    if plan.longest_prompt is None:
+        return prompts, [None] * len(prompts)
+    out: list[list[Message]] = []
+    unfit: list[str | None] = []
+    for prompt, exchange in zip(prompts, exchanges, strict=True):
+        short, cut = shorten(prompt, plan.longest_prompt, len, exchange.tools)
+        counts["shortened"] += cut is not None and cut.fits
+        out.append(short)
+        unfit.append(_too_long(cut))
+    return out, unfit
+
+
+def _too_long(cut: Cut | None) -> str | None:
+    return None if cut is None or cut.fits else f"prompt too long to be shortened: {cut}"
+
+
+def trusted(data: dict[str, Any]) -> Exchange:
     """An exchange that this run wrote itself: nothing to check."""
     opinions = tuple(Feedback(**each) for each in data.pop("feedback"))
     return Exchange(**data, feedback=opinions)
@@ -111,17 +163,17 @@ def spool_schema() -> pa.Schema:
     import pyarrow as pa
 
     text = pa.string()
-    judged = [(name, text) for name in ("prompt", "asked", "system", "finish_reason", "refusal", "filtered")]
-    return pa.schema([*example_schema(), *(pa.field(*each) for each in judged), pa.field("line", pa.int64())])
+    judged = [pa.field(name, text) for name in ("prompt", "asked", "finish_reason", "refusal", "filtered")]
+    places = [pa.field(name, pa.int64()) for name in ("line", "read_at")]
+    return pa.schema([*example_schema(), *judged, *places])
 
 
 def _table(
-    plan: DescribePlan,
-    exchanges: Sequence[Exchange],
+    items: Sequence[_Item],
     examples: Sequence[Example],
     refusals: Sequence[str | None],
     texts: Sequence[str],
-    read: pa.Table,
+    filtered: Sequence[str | None],
 ) -> pa.Table:
     import pyarrow as pa
 
@@ -132,21 +184,14 @@ def _table(
     columns |= {
         "prompt": texts,
         "asked": [_asked(example) for example in examples],
-        "system": ["\n".join(text for _, text in instructions(each.messages)) for each in exchanges],
-        "finish_reason": [each.finish_reason for each in exchanges],
+        "finish_reason": [each.exchange.finish_reason for each in items],
         "refusal": refusals,
-        "filtered": [None] * len(examples),
-        "line": read.column("line"),
+        "filtered": filtered,
+        "line": [each.line for each in items],
+        "read_at": [each.read_at for each in items],
     }
     schema = spool_schema()
-    arrays = [columns[each.name] for each in schema]
-    return pa.table(
-        [
-            each if isinstance(each, pa.ChunkedArray) else pa.array(each, wanted.type)
-            for each, wanted in zip(arrays, schema, strict=True)
-        ],
-        schema=schema,
-    )
+    return pa.table([pa.array(columns[each.name], each.type) for each in schema], schema=schema)
 
 
 def _json_texts(values: Sequence[Any]) -> list[str]:
@@ -174,12 +219,12 @@ def _filtered(table: pa.Table, filters: Filters) -> tuple[pa.Table, Any, Any]:
 
     names = {"teacher_text": "answer", "answer": "learnt"}
     batch = table.rename_columns([names.get(each, each) for each in table.column_names])
-    filtered = selection_reasons(batch, filters)
+    filtered = pc.coalesce(table.column("filtered"), selection_reasons(batch, filters))
     taught = pc.if_else(table.column("corrected"), None, answer_reasons(batch, filters))
     refusal = pc.coalesce(table.column("refusal"), taught)
     for name, values in (("filtered", filtered), ("refusal", refusal)):
         table = table.set_column(table.column_names.index(name), table.schema.field(name), values)
-    selected = pc.is_null(filtered).to_numpy(zero_copy_only=False)
+    selected = pc.is_null(filtered).to_numpy()
     teaches = pc.is_null(refusal).to_numpy()
     return table, selected, teaches
 
@@ -204,6 +249,7 @@ def _rows(
     rows["share"] = [share_of(plan.seed, each.conversation) for each in examples]
     rows["turns"] = [len(each.messages) for each in examples]
     rows["length"] = [len(each.answer) for each in examples]
+    rows["opinion"] = [bool(each.feedback) for each in exchanges]
     rows["corrected"] = [each.corrected for each in examples]
     rows["recorded"] = [_recorded(plan.recorded, each) for each in exchanges] if plan.recorded else UNRECORDED
     return rows

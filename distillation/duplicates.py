@@ -9,6 +9,7 @@ from typing import Any
 
 from .fingerprints import folded, shingle_hashes
 from .runtime import Runtime
+from .semantic import Semantic, semantic_pairs
 from .spool import cells
 
 NEIGHBOURS = 8  # with how many earlier members of a bucket each one is compared; a chain joins the rest
@@ -116,3 +117,13 @@ def verify(plan: VerifyPlan, pairs: Any) -> Any:
             both = len(np.intersect1d(one, other, assume_unique=True))
             out[at] = both >= plan.threshold * (len(one) + len(other) - both)
     return out
+
+
+def semantic_edges(active: Any, places: Places, settings: Semantic) -> tuple[Any, Any]:
+    """Edges between active rows whose prompts say the same in other words."""
+    import numpy as np
+
+    rows = np.flatnonzero(active)
+    texts = cells(places.scratch, "rows", "asked", places.of(rows))
+    pairs = np.array(semantic_pairs(texts, settings), np.int64).reshape(-1, 2)
+    return rows[pairs[:, 0]], rows[pairs[:, 1]]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from potstill.errors import DamagedLine
 from potstill.prompt import Parts, instructions, parts_of, sha256_text
 from potstill.records import Exchange, Json, canonical_json
 from potstill.redaction import Redactor
+from potstill.tasks import task_from
 
-from .choose import Select, feedback_refusal, matches
+from .choose import Select, matches, score_refusal
 from .connectors import connector
 from .connectors.base import Lookup, NoCompanions
 from .lookup import Companions, SqliteLookup
@@ -22,6 +23,7 @@ from .rejections import rejected_table
 from .runtime import Clock
 from .sources import FEEDBACK, Block
 from .spool import write_spool
+from .turns import Trace, trace
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +41,7 @@ class IngestPlan:
     select: Select
     redact: Redact
     sample_share: float
+    task: Mapping[str, Any] | None = None  # given when the turns that no exchange answered are wanted
 
 
 @dataclass
@@ -47,13 +50,14 @@ class Ingested:
 
     block: int
     file: str
-    ids: pa.Array
+    rows: int
     counts: Counter[str]
     found: Counter[str]
     damaged: pa.Table
     rejected: pa.Table
     sample: list[Parts]
     originals: Originals
+    traces: list[tuple[str, Trace]]  # with the conversation
     asked: set[str]  # companion keys of feedback that were looked up
     seconds: Counter[str] = field(default_factory=Counter)
 
@@ -85,14 +89,25 @@ def ingest(plan: IngestPlan, task: tuple[int, Block]) -> Ingested:
         torn = _damaged(block, damaged, redactor)
     with clock.step("read"):
         sample = _sample(plan, redacted)
-        ids = pa.array([each.id for each in kept], pa.string())
+        traces = _traces(plan, kept)
         table = pa.table({"exchange": redacted, "line": pa.array(lines, pa.int64())})
         write_spool(plan.scratch, "read", number, table)
     counts["exchanges"] += len(kept) + len(left)
     counts["selected"] += len(kept)
     asked = {each.id for each in kept} | {each.id for _, _, each in left} if block.source in plan.companions else set()
     return Ingested(
-        number, block.file, ids, counts, redactor.found, torn, rejected, sample, originals, asked, clock.seconds
+        number,
+        block.file,
+        len(kept),
+        counts,
+        redactor.found,
+        torn,
+        rejected,
+        sample,
+        originals,
+        traces,
+        asked,
+        clock.seconds,
     )
 
 
@@ -130,7 +145,7 @@ def _with_feedback(exchange: Json, lookup: Lookup) -> Json:
 def _unselected(select: Select, exchange: Exchange) -> str | None:
     if not matches(exchange, select.where):
         return "not selected by select.where"
-    return feedback_refusal(exchange, select.scores)
+    return score_refusal(exchange, select.scores)
 
 
 def _dumped(exchanges: list[Exchange]) -> list[str]:
@@ -164,6 +179,13 @@ def _sample(plan: IngestPlan, exchanges: pa.Array) -> list[Parts]:
     step = max(1, round(1 / plan.sample_share))
     chosen = exchanges.take(pa.array(range(0, len(exchanges), step), pa.int64())).to_pylist()
     return [parts_of(orjson.loads(text)["request"]["messages"]) for text in chosen]
+
+
+def _traces(plan: IngestPlan, exchanges: list[Exchange]) -> list[tuple[str, Trace]]:
+    if plan.task is None:
+        return []
+    task, checked = task_from(dict(plan.task)), dict[int, bool]()
+    return [(each.conversation, trace(each, task, checked)) for each in exchanges]
 
 
 def _rejected(block: Block, left: list[tuple[int, str, Exchange]], redactor: Redactor) -> pa.Table:

@@ -21,6 +21,7 @@ from .lookup import unused
 from .rejections import Rejections, rejected_table
 from .runtime import Runtime
 from .sources import Log
+from .turns import Trace, unlogged_turns
 from .verdicts import LEFT_OUT, Verdicts
 
 
@@ -38,18 +39,34 @@ class Work:
 
 @dataclass
 class Logged:
-    """What the first pass leaves: ids by row number, the first row of each block, its file, parts of prompts."""
+    """What the first pass leaves: the blocks, the file of each, parts of prompts, and traces when they are wanted."""
+
+    blocks: tuple[int, ...]
+    files: tuple[str, ...]
+    size: int
+    sample: list[Parts]
+    originals: Originals
+    traces: list[list[tuple[str, Trace]]]  # by block
+
+
+@dataclass
+class Rows:
+    """What the second pass leaves of every row, by row number.
+
+    `numbers` has `row_type`; `groups` an array of keys (0: none) a group setting; `starts` the first row of each block.
+    """
 
     ids: Any
+    numbers: Any
+    groups: list[Any]
+    traces: list[Trace]
     blocks: tuple[int, ...]
     starts: tuple[int, ...]
     files: tuple[str, ...]
-    sample: list[Parts]
-    originals: Originals
 
     @property
     def size(self) -> int:
-        return len(self.ids)
+        return len(self.numbers)
 
     def places(self, scratch: Path) -> Places:
         return Places(scratch, self.blocks, self.starts)
@@ -57,29 +74,26 @@ class Logged:
 
 def ingest_logs(work: Work, plan: IngestPlan, logs: Sequence[Log], damaged_limit: float) -> Logged:
     """Read every log; raises DamagedInput when more lines are damaged than the limit."""
-    import pyarrow as pa
-
-    ids, numbers, starts, files, size = [], [], [], [], 0
-    sample: list[Parts] = []
-    originals: Originals = {}
+    found = Logged((), (), 0, [], {}, [])
+    numbers, files = [], []
     asked: set[str] = set()
     with Progress("read and redact", unit="lines") as progress:
         for each in work.runtime.map_blocks(ingest, plan, logs):
             _take(work, each)
-            ids.append(each.ids)
             numbers.append(each.block)
-            starts.append(size)
             files.append(each.file)
-            size += len(each.ids)
-            sample += each.sample
+            found.size += each.rows
+            found.sample += each.sample
+            found.traces.append(each.traces)
             asked |= each.asked
             for said, hashes in each.originals.items():
-                originals.setdefault(said, set()).update(hashes)
+                found.originals.setdefault(said, set()).update(hashes)
             progress.advance(each.counts["lines"])
     _orphans(work, plan, asked)
     _refuse_damage(work, damaged_limit)
-    originals = {said: hashes for said, hashes in originals.items() if len(hashes) <= FEW_ORIGINALS}
-    return Logged(pa.chunked_array(ids, pa.string()), tuple(numbers), tuple(starts), tuple(files), sample, originals)
+    found.blocks, found.files = tuple(numbers), tuple(files)
+    found.originals = {said: hashes for said, hashes in found.originals.items() if len(hashes) <= FEW_ORIGINALS}
+    return found
 
 
 def _take(work: Work, each: Ingested) -> None:
@@ -115,28 +129,45 @@ def _refuse_damage(work: Work, limit: float) -> None:
         )
 
 
-def describe_blocks(work: Work, plan: DescribePlan, logged: Logged) -> tuple[Any, list[Any]]:
-    """The rows' numbers (`row_type`, shape (rows,)) and, a group setting, their keys (0: none)."""
+def describe_blocks(work: Work, plan: DescribePlan, logged: Logged) -> Rows:
+    """Describe every block."""
     import numpy as np
+    import pyarrow as pa
 
-    parts: list[Any] = [np.zeros(0, row_type())]
-    keys: list[list[int]] = []
+    numbers: list[Any] = [np.zeros(0, row_type())]
+    ids, starts, keys, traces, size = [], [], list[list[int]](), list[Trace](), 0
+    tasks = zip(logged.blocks, _unlogged(logged), strict=True)
     with Progress("describe and compare", logged.size) as progress:
-        for each in work.runtime.map(describe, plan, logged.blocks):
-            parts.append(each.rows)
+        for each in work.runtime.map(describe, plan, tasks):
+            ids.append(each.ids)
+            starts.append(size)
+            size += len(each.ids)
+            numbers.append(each.rows)
             keys += each.groups
+            traces += each.traces
             work.seconds.update(each.seconds)
+            work.steps.update(each.counts)
             progress.advance(len(each.rows))
     groups = [np.array([row[at] for row in keys], np.uint64) for at in range(len(plan.groups))]
-    rows = np.concatenate(parts)
+    rows = np.concatenate(numbers)
     sources = {file: at for at, file in enumerate(dict.fromkeys(logged.files), 1)}
-    ends = [*logged.starts[1:], len(rows)]
-    for file, start, end in zip(logged.files, logged.starts, ends, strict=True):
+    for file, start, end in zip(logged.files, starts, [*starts[1:], size], strict=True):
         rows["source"][start:end] = sources[file]
-    return rows, groups
+    chunked = pa.chunked_array(ids, pa.string())
+    return Rows(chunked, rows, groups, traces, logged.blocks, tuple(starts), logged.files)
 
 
-def deliver_blocks(work: Work, out: Path, logged: Logged, verdicts: Verdicts) -> None:
+def _unlogged(logged: Logged) -> list[dict[str, list[int]]]:
+    """For each block the assistant turns to make rows of, by the id of the exchange in whose history they stand."""
+    conversations: dict[str, list[Trace]] = {}
+    for block in logged.traces:
+        for conversation, each in block:
+            conversations.setdefault(conversation, []).append(each)
+    missing = {id: at for traces in conversations.values() for id, at in unlogged_turns(traces).items()}
+    return [{each.id: missing[each.id] for _, each in block if each.id in missing} for block in logged.traces]
+
+
+def deliver_blocks(work: Work, out: Path, rows: Rows, verdicts: Verdicts) -> None:
     """Write the splits and the rows left out."""
     import pyarrow.parquet as pq
 
@@ -145,8 +176,8 @@ def deliver_blocks(work: Work, out: Path, logged: Logged, verdicts: Verdicts) ->
     writers = [pq.ParquetWriter(path, example_schema(), compression="zstd") for path in paths]
     plan = DeliverPlan(work.scratch, tuple(verdicts.reasons))
     try:
-        with Progress("write", logged.size) as progress:
-            for each in work.runtime.map(deliver, plan, _slices(logged, verdicts)):
+        with Progress("write", rows.size) as progress:
+            for each in work.runtime.map(deliver, plan, _slices(rows, verdicts)):
                 for writer, table in zip(writers, each.splits, strict=True):
                     if len(table):
                         writer.write_table(table)
@@ -158,16 +189,18 @@ def deliver_blocks(work: Work, out: Path, logged: Logged, verdicts: Verdicts) ->
             writer.close()
 
 
-def _slices(logged: Logged, verdicts: Verdicts) -> Any:
+def _slices(rows: Rows, verdicts: Verdicts) -> Any:
     import numpy as np
 
-    ends = [*logged.starts[1:], logged.size]
-    for block, file, start, end in zip(logged.blocks, logged.files, logged.starts, ends, strict=True):
+    ends = [*rows.starts[1:], rows.size]
+    answered = np.sort(np.fromiter(verdicts.answers, np.int64, len(verdicts.answers)))
+    for block, file, start, end in zip(rows.blocks, rows.files, rows.starts, ends, strict=True):
         here = slice(start, end)
         out = np.flatnonzero((verdicts.place[here] == LEFT_OUT) & (verdicts.twin[here] >= 0))
-        ids = logged.ids.take(verdicts.twin[here][out]).to_pylist() if len(out) else []
-        answers = {row - start: text for row, text in verdicts.answers.items() if start <= row < end}
+        ids = rows.ids.take(verdicts.twin[here][out]).to_pylist() if len(out) else []
+        mended = answered[np.searchsorted(answered, start) : np.searchsorted(answered, end)].tolist()
+        answers = {row - start: verdicts.answers[row] for row in mended}
         yield Slice(
             block, file, verdicts.place[here], verdicts.reason[here], dict(zip(out.tolist(), ids, strict=True)),
-            verdicts.weight[here], verdicts.count[here], verdicts.cluster[here], answers,
+            verdicts.weight[here], verdicts.count[here], verdicts.cluster[here], verdicts.whole[here], answers,
         )  # fmt: skip

@@ -54,6 +54,10 @@ class Poisoning(Section):
     least_ratio: Annotated[float, Field(ge=1)] = 3.0
     on_flag: Literal["report", "drop"] = "report"
 
+    def capped(self) -> bool:
+        """Whether any cap is set."""
+        return any(value is not None for name, value in self if name.startswith("max_"))
+
 
 # Caps
 

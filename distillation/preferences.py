@@ -17,7 +17,8 @@ from potstill.prompt import PromptRule
 from potstill.records import Exchange
 from potstill.tasks import Task
 
-from .duplicates import Clusters
+from .duplicates import components, link
+from .fingerprints import hash64
 from .opinions import thumb, verdict
 from .turns import turn_hashes
 
@@ -143,15 +144,15 @@ def _by_asker(said: Sequence[_Said]) -> list[list[_Said]]:
 
     Left out are those whose newest answer is not one (several of the same time).
     """
+    import numpy as np
+
     if len(said) < 2:
         return []
-    people = Clusters(len(said))
-    for name in ("conversation", "user"):
-        keys = [each.exchange.metadata.get(name) for each in said]
-        people.join_equal(f"alone {at}" if key in (None, "") else f"known {key}" for at, key in enumerate(keys))
+    named = ([each.exchange.metadata.get(name) for each in said] for name in ("conversation", "user"))
+    keys = [np.array([0 if key in (None, "") else hash64(str(key)) for key in each], np.uint64) for each in named]
     groups: dict[int, list[_Said]] = defaultdict(list)
-    for at, each in enumerate(said):
-        groups[people.find(at)].append(each)
+    for person, each in zip(components(len(said), [link(each) for each in keys]).tolist(), said, strict=True):
+        groups[person].append(each)
     out = []
     for members in groups.values():
         times = [time for time in (_time(each.exchange) for each in members) if time is not None]

@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from potstill.errors import DamagedInput, NothingLearned, RecipeError
-from potstill.manifest import Input
+from potstill.manifest import Input, sha256_file
 from potstill.models import base_input
 from potstill.progress import say
 from potstill.prompt import PromptRule, find_rule
@@ -23,21 +23,38 @@ from potstill.recipe import Section
 from potstill.records import Json
 from potstill.stage import Noun, Shared, Upstream
 
+from .audit.settings import Audit
+from .boilerplate import Boilerplate
 from .card import data_card
 from .choose import Corrections, Select
+from .decontaminate import Decontaminate
 from .describe import DescribePlan
-from .duplicates import components, near_duplicates
+from .duplicates import components, near_duplicates, semantic_edges
 from .filters import Filters
 from .fingerprints import bands_for
 from .groups import Group
 from .ingest import IngestPlan
 from .lengths import row_lengths
-from .passes import Logged, Work, deliver_blocks, describe_blocks, ingest_logs
+from .mend import ask_again, audit_teacher, write_audit
+from .passes import Logged, Rows, Work, deliver_blocks, describe_blocks, ingest_logs
+from .poisoning import Poisoning
 from .redact import Redact
 from .rejections import Rejections
+from .relabel import Relabel
 from .runtime import runtime_of
+from .sample import Budget
+from .semantic import Semantic
+from .settle import (
+    against_poison,
+    decontaminate,
+    learn_whole,
+    leave_boilerplate_out,
+    spend_budget,
+    write_judged,
+)
 from .sources import Source, check_sources, open_logs, source_inputs
 from .split import TWIN, TWIN_OF_TEST, Split, divide, leakage
+from .turns import Turns
 from .verdicts import OWN_FILTER, OWN_REFUSAL, Verdicts, fold, seen_before
 
 NOUN: Noun = "dataset"
@@ -73,6 +90,7 @@ class Duplicates(Section):
     threshold: Annotated[float, Field(gt=0.3, le=1)] = 0.9
     weight: Literal["one", "count"] = "count"
     most: Annotated[float, Field(ge=1, le=20)] = 3.0
+    semantic: Semantic = Semantic()
 
 
 class Settings(Section):
@@ -86,6 +104,14 @@ class Settings(Section):
     filters: Filters = Filters()
     duplicates: Duplicates = Duplicates()
     split: SplitSettings = SplitSettings()
+    turns: Turns = "logged"
+    longest_prompt: Annotated[int, Field(ge=200)] | None = None  # characters; older turns go first
+    decontaminate: Decontaminate = Decontaminate()
+    poisoning: Poisoning = Poisoning()
+    audit: Audit = Audit()
+    relabel: Relabel | None = None
+    boilerplate: Boilerplate | None = Boilerplate()
+    budget: Budget = Budget()
     damaged_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
     runtime: Literal["local", "ray"] = "local"
 
@@ -93,7 +119,9 @@ class Settings(Section):
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
     """The log files and the base (whose tokenizer measures the rows), by content."""
     check_sources(settings.sources)
-    return [*source_inputs(settings.sources), base_input(shared.base_model)]
+    files = [each.path for each in settings.decontaminate.evaluation_files()]
+    exams = [Input("evaluation file", each, sha256_file(Path(each))) for each in files]
+    return [*source_inputs(settings.sources), *exams, base_input(shared.base_model)]
 
 
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
@@ -102,21 +130,21 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     scratch.mkdir(parents=True)
     with runtime_of(settings.runtime) as runtime, Rejections(out / "rejections.parquet") as rejected:
         work = Work(scratch, runtime, rejected)
-        logged = read_logs(settings, work)
+        logged = read_logs(settings, shared, work)
         standing = find_rule(logged.sample, logged.originals)
         rule = standing if settings.prompt == "internalise" else PromptRule()
-        rows, groups = describe_rows(settings, shared, work, logged, standing)
-        clusters = find_clusters(settings, work, logged, rows)
-        verdicts = split_rows(settings, rows, clusters, groups, logged)
-        leaks = leakage(rows, clusters, groups, verdicts.place)
-        settle(settings, work, rows, verdicts)
-        deliver_blocks(work, out, logged, verdicts)
-        facts = facts_of(work, verdicts, rule, leaks)
+        rows = describe_rows(settings, shared, work, logged, standing)
+        clusters = find_clusters(settings, work, rows)
+        verdicts = split_rows(settings, rows, clusters)
+        leaks = leakage(rows.numbers, clusters, rows.groups, verdicts.place)
+        facts = settle(settings, shared, work, rows, verdicts, standing, rule, out)
+        deliver_blocks(work, out, rows, verdicts)
+        facts |= facts_of(work, verdicts, rule, leaks)
     shutil.rmtree(scratch)
     return write_card(shared, out, facts)
 
 
-def read_logs(settings: Settings, work: Work) -> Logged:
+def read_logs(settings: Settings, shared: Shared, work: Work) -> Logged:
     """Every readable, selected exchange, redacted, in the spool."""
     import os
 
@@ -128,13 +156,12 @@ def read_logs(settings: Settings, work: Work) -> Logged:
         select=settings.select,
         redact=settings.redact,
         sample_share=min(1.0, SAMPLE_BYTES / max(size, 1)),
+        task=shared.task_definition if settings.turns == "every" else None,
     )
     return ingest_logs(work, plan, logs, settings.damaged_limit)
 
 
-def describe_rows(
-    settings: Settings, shared: Shared, work: Work, logged: Logged, standing: PromptRule
-) -> tuple[Any, list[Any]]:
+def describe_rows(settings: Settings, shared: Shared, work: Work, logged: Logged, standing: PromptRule) -> Rows:
     """What is known of every row; raises NothingLearned when none can be learnt from."""
     split = settings.split
     plan = DescribePlan(
@@ -148,16 +175,18 @@ def describe_rows(
         groups=split.group,
         seed=split.seed,
         threshold=settings.duplicates.threshold,
+        turns=settings.turns,
+        longest_prompt=settings.longest_prompt,
     )
-    rows, groups = describe_blocks(work, plan, logged)
-    work.steps["valid"] = int(rows["teaches"].sum())
-    work.steps["corrected"] = int(rows["corrected"].sum())
+    rows = describe_blocks(work, plan, logged)
+    work.steps["valid"] = int(rows.numbers["teaches"].sum())
+    work.steps["corrected"] = int(rows.numbers["corrected"].sum())
     if not work.steps["valid"]:
         raise NothingLearned(
             f"no row of {work.steps['lines']:,} lines can be learnt from; the first reason: "
             f"{first_refusal(work, logged)}; mend the task or the selection"
         )
-    return rows, groups
+    return rows
 
 
 def first_refusal(work: Work, logged: Logged) -> str:
@@ -171,36 +200,66 @@ def first_refusal(work: Work, logged: Logged) -> str:
     return "nothing was selected"
 
 
-def find_clusters(settings: Settings, work: Work, logged: Logged, rows: Any) -> Any:
+def find_clusters(settings: Settings, work: Work, rows: Rows) -> Any:
     """For each row the smallest row number of its cluster of duplicates; shape (rows,), int64."""
-    threshold = settings.duplicates.threshold
+    numbers, threshold, semantic = rows.numbers, settings.duplicates.threshold, settings.duplicates.semantic
     bands, _ = bands_for(threshold)
-    edges = near_duplicates(
-        rows["prompt"], rows["selected"], bands, logged.places(work.scratch), threshold, work.runtime
-    )
-    return components(len(rows), edges)
+    places = rows.places(work.scratch)
+    edges = near_duplicates(numbers["prompt"], numbers["selected"], bands, places, threshold, work.runtime)
+    if semantic.enabled:
+        edges.append(semantic_edges(numbers["selected"], places, semantic))
+    return components(rows.size, edges)
 
 
-def split_rows(settings: Settings, rows: Any, clusters: Any, groups: list[Any], logged: Logged) -> Verdicts:
+def split_rows(settings: Settings, rows: Rows, clusters: Any) -> Verdicts:
     """The division into splits, recorded or by share; what was seen before or filtered is in none."""
-    verdicts = Verdicts.begin(rows, clusters)
-    verdicts.leave_out(seen_before(logged.ids), "read", "id seen before")
-    verdicts.leave_out_for(~rows["selected"], OWN_FILTER)
+    verdicts = Verdicts.begin(rows.numbers, clusters)
+    verdicts.leave_out(seen_before(rows.ids), "read", "id seen before")
+    verdicts.leave_out_for(~rows.numbers["selected"], OWN_FILTER)
     test, validation = (each if isinstance(each, float) else 0.0 for _, each in settings.split.shares())
     active = ~verdicts.left_out()
-    place = divide(rows, clusters, groups, active, test=test, validation=validation)
+    place = divide(rows.numbers, clusters, rows.groups, active, test=test, validation=validation)
     verdicts.place[active] = place[active]
     verdicts.leave_out(place == TWIN, "split", TWIN_OF_TEST)
     return verdicts
 
 
-def settle(settings: Settings, work: Work, rows: Any, verdicts: Verdicts) -> None:
-    """Training and validation lose what teaches nothing and duplicates; the test split stays as it came."""
-    verdicts.leave_out_for(verdicts.learning() & ~rows["teaches"], OWN_REFUSAL)
+def settle(
+    settings: Settings,
+    shared: Shared,
+    work: Work,
+    rows: Rows,
+    verdicts: Verdicts,
+    standing: PromptRule,
+    rule: PromptRule,
+    out: Path,
+) -> Json:
+    """What is learnt of every row in training and validation, and what is not; the test split stays as it came."""
+    task = shared.task()
+    facts: Json = {"preferences": write_judged(out, task, rule, work, rows, verdicts)}
+    if settings.turns == "whole":
+        learn_whole(rows, verdicts)
+    decontaminate(settings.decontaminate, work, rows, verdicts)
+    facts["poisoning"] = against_poison(settings.poisoning, task, work, rows, verdicts)
+    audited = audit_teacher(settings.audit, task, standing, work, rows, verdicts)
+    facts["audit"], facts["audit_card"] = audited.facts, list(audited.card)
+    facts["relabel"] = ask_again(settings.relabel, task, audited, work, rows, verdicts, shared.work_dir / "relabel")
+    write_audit(audited, out)
+    verdicts.leave_out_for(verdicts.learning() & ~rows.numbers["teaches"], OWN_REFUSAL)
     if settings.corrections.train_on == "corrected":
-        verdicts.leave_out(verdicts.learning() & ~rows["corrected"], "choose", "not corrected (corrections.train_on)")
-    verdicts.weight[rows["corrected"]] = settings.corrections.weight
-    fold(verdicts, rows, rows["answer"], most=settings.duplicates.most if settings.duplicates.weight == "count" else 1)
+        left = verdicts.learning() & ~rows.numbers["corrected"]
+        verdicts.leave_out(left, "choose", "not corrected (corrections.train_on)")
+    leave_boilerplate_out(settings.boilerplate, task, rows, verdicts)
+    verdicts.weight[rows.numbers["corrected"]] = settings.corrections.weight
+    most = settings.duplicates.most if settings.duplicates.weight == "count" else 1
+    fold(verdicts, rows.numbers, rows.numbers["answer"], most=most)
+    spend_budget(settings.budget, work, rows, verdicts)
+    refuse_empty(work, verdicts)
+    return facts
+
+
+def refuse_empty(work: Work, verdicts: Verdicts) -> None:
+    """Count what is left; raises RecipeError when training or test has no row."""
     counts = verdicts.counts()
     work.steps.update({f"in {name}": count for name, count in counts.items()})
     if not counts["train"] or not counts["test"]:

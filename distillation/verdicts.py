@@ -18,13 +18,15 @@ class Verdicts:
     """Arrays with an entry a row. `reasons` are (step, reason); a twin (>= 0) is the row that stands for this one."""
 
     place: Any
+    before: Any  # where a row stood when it was left out
     reason: Any
     twin: Any
     weight: Any
     count: Any
     cluster: Any
+    whole: Any  # mask of the rows whose every assistant turn is learnt
     answers: dict[int, str] = field(default_factory=dict)
-    reasons: list[tuple[str, str]] = field(default_factory=lambda: [("filter", ""), ("validate", "")])
+    reasons: dict[tuple[str, str], int] = field(default_factory=lambda: {("filter", ""): 0, ("validate", ""): 1})
 
     @classmethod
     def begin(cls, rows: Any, clusters: Any) -> Verdicts:
@@ -34,11 +36,13 @@ class Verdicts:
         size = len(rows)
         return cls(
             place=np.full(size, TRAIN, np.int8),
+            before=np.full(size, TRAIN, np.int8),
             reason=np.full(size, -1, np.int32),
             twin=np.full(size, -1, np.int64),
             weight=np.ones(size),
             count=np.ones(size, np.int64),
             cluster=clusters.astype(np.int64),
+            whole=np.zeros(size, bool),
         )
 
     def left_out(self) -> Any:
@@ -59,15 +63,21 @@ class Verdicts:
         numbers = np.flatnonzero(rows) if getattr(rows, "dtype", None) == np.bool_ else np.asarray(rows, np.int64)
         fresh = self.place[numbers] != LEFT_OUT
         numbers = numbers[fresh]
+        self.before[numbers] = self.place[numbers]
         self.place[numbers] = LEFT_OUT
         self.reason[numbers] = code
         if twins is not None:
             self.twin[numbers] = np.asarray(twins)[fresh]
 
     def _code(self, step: str, reason: str) -> int:
-        if (step, reason) not in self.reasons:
-            self.reasons.append((step, reason))
-        return self.reasons.index((step, reason))
+        return self.reasons.setdefault((step, reason), len(self.reasons))
+
+    def take_back(self, rows: list[int], step: str) -> None:
+        """Put rows that this step left out back into training or validation, where they stood."""
+        codes = {code for (name, _), code in self.reasons.items() if name == step}
+        for row in rows:
+            if self.place[row] == LEFT_OUT and int(self.reason[row]) in codes:
+                self.place[row], self.reason[row] = self.before[row], -1
 
     def learning(self) -> Any:
         """Mask of the rows of training and validation."""
