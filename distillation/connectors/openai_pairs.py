@@ -7,7 +7,9 @@ comes from the content.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from typing import Any
 
 from potstill.errors import DamagedLine
 from potstill.records import Json
@@ -16,6 +18,7 @@ from . import responses_form
 from .base import Connector, Lookup
 from .bodies import logged, pair
 from .fields import an_object, parsed
+from .normal import ROLES
 from .streams import is_chat_stream
 
 
@@ -30,11 +33,78 @@ def detect(record: Json) -> bool:
     return "choices" in response or ("error" in response and response.get("type") != "error")
 
 
+_FINISHED = (None, "stop", "length", "tool_calls", "content_filter")
+_OTHER_FORMS = ("functions", "function_call", "input", "system", "instructions", "tools")
+
+
+def _is_normal(record: Json) -> bool:
+    """Whether a line is in the normalised form as it stands: what our own server writes, read a million times.
+
+    Plain text turns and a plain text answer alone: whatever else there is goes the long way.
+    """
+    request, response, metadata = record.get("request"), record.get("response"), record.get("metadata")
+    if type(request) is not dict or type(response) is not dict or type(metadata) is not dict:
+        return False
+    if not isinstance(record.get("id"), str) or not record["id"] or "error" in response:
+        return False
+    if any(each in request for each in _OTHER_FORMS) or type(request.get("messages")) is not list:
+        return False
+    choices = response.get("choices")
+    if type(choices) is not list or len(choices) != 1 or type(choices[0]) is not dict:
+        return False
+    if choices[0].get("finish_reason") not in _FINISHED or not _is_plain(choices[0].get("message"), ("assistant",)):
+        return False
+    return (
+        bool(request["messages"])
+        and all(_is_plain(each, ROLES[:4]) for each in request["messages"])
+        and all(isinstance(metadata.get(key, ""), str) for key in ("conversation", "user", "key"))
+        and all(_is_number(record.get(key)) for key in ("latency_ms", "cost_usd"))
+        and _is_zoned(record.get("time"))
+        and _is_usage(response.get("usage"))
+        and isinstance(request.get("model", ""), str)
+    )
+
+
+def _is_plain(message: Any, roles: Sequence[str]) -> bool:
+    """A turn of text alone."""
+    return (
+        type(message) is dict
+        and type(message.get("content")) is str
+        and message.get("role") in roles
+        and len(message) == 2
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or type(value) is float or type(value) is int
+
+
+def _is_zoned(value: Any) -> bool:
+    if value is None:
+        return True
+    try:
+        return datetime.fromisoformat(value).tzinfo is not None
+    except (TypeError, ValueError):
+        return False
+
+
+def _is_usage(value: Any) -> bool:
+    return value is None or (
+        type(value) is dict and all(type(value.get(key)) is int and value[key] >= 0 for key in _COUNTS)
+    )
+
+
+_COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
+
+
 def read(record: Json, lookup: Lookup) -> Iterator[Json]:
     """The record itself; a response given as streamed chunks is put together."""
     for key in ("request", "response"):
         if key not in record:
             raise DamagedLine(f"{key}: missing")
+    if _is_normal(record):
+        yield record
+        return
     request = an_object(parsed(record.get("request"), "request"), "request")
     yield logged(record, *pair(request, record.get("response")))
 

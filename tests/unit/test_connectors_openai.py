@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distillation.connectors import connector
+from distillation.connectors import bodies, connector
+from distillation.connectors.base import NoCompanions
 from potstill.errors import DamagedLine
 from potstill.records import Exchange, Json, sha_id
 
@@ -335,3 +336,20 @@ def test_damaged_companions_are_read_or_refused(name: str, data: st.DataObject) 
     beside = {key: [data.draw(damaged([each])) for each in lines] for key, lines in beside_fixture(found).items()}
     for record in fixture(name):
         assert_reads_or_refuses(found, record, beside)
+
+
+@given(exchanges(Carries()), st.booleans())
+def test_quick_way_for_our_own_lines_gives_what_the_long_way_gives(made: Json, counted: bool) -> None:
+    line = made if counted else made | {"response": made["response"] | {"usage": None}}
+    long = Exchange.from_json(bodies.logged(line, *bodies.pair(line["request"], line["response"])))
+    [quick] = read_all(connector("openai_pairs"), [line])
+    for name in ("id", "time", "messages", "tools", "answer", "finish_reason", "usage", "latency_ms", "cost_usd"):
+        assert getattr(quick, name) == getattr(long, name)
+    assert quick.conversation == long.conversation
+
+
+def test_our_own_lines_of_plain_text_take_the_quick_way() -> None:
+    turn = {"role": "user", "content": "hello"}
+    answer = {"index": 0, "message": {"role": "assistant", "content": "hi"}, "finish_reason": "stop"}
+    line = {"id": "a", "request": {"messages": [turn]}, "response": {"choices": [answer]}, "metadata": {}}
+    assert next(connector("openai_pairs").read(line, NoCompanions())) is line
