@@ -41,6 +41,19 @@ def data_card(name: str, facts: Json, out: Path) -> str:
         "",
         _teacher(out),
         "",
+        "## Audit of the teacher",
+        "",
+        *facts["audit_card"],
+        "",
+        *_asked_again(facts["relabel"]),
+        "## Sources that stand out",
+        "",
+        _sources(facts["poisoning"]),
+        "",
+        "## Preferences",
+        "",
+        _preferences(facts["preferences"]),
+        "",
         "## Answers",
         "",
         _answers(out),
@@ -78,6 +91,42 @@ def _prompt(rule: Json) -> str:
             f"- frame removed ({strip['role']}): {strip['prefix'][:80]!r}… before, {strip['suffix'][:80]!r}… after"
         )
     return "\n".join(lines)
+
+
+def _asked_again(facts: Json | None) -> list[str]:
+    """What asking the teacher again brought; nothing when it was not asked."""
+    if facts is None:
+        return []
+    told = {name: each for name, each in facts.items() if name != "run" and not isinstance(each, dict)}
+    lines = ["## Teacher asked again", "", _table(["what", "figure"], list(told.items())), ""]
+    for name, each in facts.items():
+        if name != "run" and isinstance(each, dict):
+            lines += [f"{name.replace('_', ' ')}:", "", _table(["what", "figure"], list(each.items())), ""]
+    return lines
+
+
+def _sources(findings: Sequence[Json]) -> str:
+    if not findings:
+        return "None: no user, key or file gives or corrects a label far more often than the others."
+    rows = [
+        [
+            f"{each['source']} {each['value']}",
+            f"{each['from']} -> {each['label']}" if each["from"] else each["label"],
+            f"{each['count']:,} of {each['of']:,}",
+            f"{each['count_elsewhere']:,} of {each['of_elsewhere']:,}",
+            f"{each['p']:.1e}",
+        ]
+        for each in findings
+    ]
+    return _table(["source", "label", "here", "elsewhere", "p (Holm)"], rows)
+
+
+def _preferences(facts: Json) -> str:
+    left = ", ".join(f"{count:,} {reason}" for reason, count in facts["left_out"].items() if count)
+    return (
+        f"{facts['preferences']:,} pairs (for DPO) and {facts['opinions']:,} single opinions (for KTO) of training and "
+        f"validation{'; left out: ' + left if left else ''}."
+    )
 
 
 def _teacher(out: Path) -> str:

@@ -32,7 +32,7 @@ def audit_teacher(
     found = audit(settings, task, _audit_rows(settings, task, standing, work, rows, verdicts))
     _answer(verdicts, rows, {row: each.answer for row, each in found.actions.items() if each.kind == "relabel"})
     for row, action in found.actions.items():
-        if action.kind == "drop":
+        if action.kind == "drop" and rows.numbers["teaches"][row]:  # what teaches nothing goes for its own reason
             verdicts.leave_out([row], "audit", f"{action.finding}: dropped by distill.audit")
         elif action.kind in ("reweight", "relabel"):
             verdicts.weight[row] = action.weight

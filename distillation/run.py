@@ -130,7 +130,7 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     scratch.mkdir(parents=True)
     with runtime_of(settings.runtime) as runtime, Rejections(out / "rejections.parquet") as rejected:
         work = Work(scratch, runtime, rejected)
-        logged = read_logs(settings, shared, work)
+        logged = read_logs(settings, shared.task_definition, work)
         standing = find_rule(logged.sample, logged.originals)
         rule = standing if settings.prompt == "internalise" else PromptRule()
         rows = describe_rows(settings, shared, work, logged, standing)
@@ -144,7 +144,7 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     return write_card(shared, out, facts)
 
 
-def read_logs(settings: Settings, shared: Shared, work: Work) -> Logged:
+def read_logs(settings: Settings, task: Json, work: Work) -> Logged:
     """Every readable, selected exchange, redacted, in the spool."""
     import os
 
@@ -156,7 +156,7 @@ def read_logs(settings: Settings, shared: Shared, work: Work) -> Logged:
         select=settings.select,
         redact=settings.redact,
         sample_share=min(1.0, SAMPLE_BYTES / max(size, 1)),
-        task=shared.task_definition if settings.turns == "every" else None,
+        task=task if settings.turns == "every" else None,
     )
     return ingest_logs(work, plan, logs, settings.damaged_limit)
 
