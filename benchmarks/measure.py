@@ -3,9 +3,11 @@
     cost = measured([sys.executable, "-m", "potstill.cli", "distill", "recipe.yaml"])
     cost.wall_s, cost.cpu_s, cost.peak_bytes, cost.stdout
 
-The peak is of samples, ten a second, of the sum over the process tree of PSS (shared pages counted once; where the
-system tells none, USS: private pages alone). A spike between two samples is missed; `largest_rss_bytes`, the kernel's
-own high-water mark of the largest single process, misses none.
+Ten times a second the process tree is looked at. The peak is the largest sum of PSS (shared pages counted once; where
+the system tells none, USS: private pages alone); a spike between two looks is missed, but not by `largest_rss_bytes`,
+the kernel's own high-water mark of the largest single process. Processor seconds are the kernel's for processes that
+were waited for, or the sum of what each process had used when last seen, whichever is more: a fork server's workers
+are waited for by nobody.
 """
 
 from __future__ import annotations
@@ -48,7 +50,7 @@ def measured(
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=cwd, env=env, start_new_session=True
         )
-        peak, usage = 0, None
+        peak, usage, used_s = 0, None, dict[tuple[int, float], float]()
         while True:
             found, status, used = os.wait4(process.pid, os.WNOHANG)
             if found:
@@ -56,7 +58,7 @@ def measured(
                 break
             if timeout_s is not None and time.monotonic() - start > timeout_s:
                 os.killpg(process.pid, 9)
-            peak = max(peak, tree_bytes(process.pid))
+            peak = max(peak, look(process.pid, used_s))
             time.sleep(SAMPLE_S)
         wall = time.monotonic() - start
         out.seek(0)
@@ -64,7 +66,7 @@ def measured(
         return Cost(
             process.returncode,
             wall,
-            usage.ru_utime + usage.ru_stime,
+            max(usage.ru_utime + usage.ru_stime, sum(used_s.values())),
             peak,
             usage.ru_maxrss * MAXRSS_UNIT,
             out.read(),
@@ -72,8 +74,8 @@ def measured(
         )
 
 
-def tree_bytes(pid: int) -> int:
-    """Memory of a process and its descendants now, in bytes; what has ended meanwhile counts nothing."""
+def look(pid: int, used_s: dict[tuple[int, float], float]) -> int:
+    """Memory in bytes of a process and its descendants now; into `used_s` the processor seconds of each so far."""
     import psutil
 
     try:
@@ -84,8 +86,9 @@ def tree_bytes(pid: int) -> int:
     total = 0
     for each in processes:
         try:
-            found = each.memory_full_info()
+            found, times = each.memory_full_info(), each.cpu_times()
         except (psutil.Error, OSError):
-            continue
+            continue  # it has ended meanwhile
         total += getattr(found, "pss", 0) or found.uss
+        used_s[each.pid, each.create_time()] = times.user + times.system
     return total

@@ -80,6 +80,8 @@ def main() -> int:
                 record.note(f"{peer.step} could not run: {fault}")
     describe_ours(record, ours, Traffic(args.seed, rows), truth, log)
     if not args.no_peers:
+        if python is None:
+            record.note("the peers could not be installed: nothing is known of them")
         describe_peers(record, ours, peers, rows)
     return record.finish(as_json=args.json, keep=args.keep)
 
@@ -135,9 +137,9 @@ def describe_ours(record: Record, ours: Ours, traffic: Traffic, truth: Sequence[
     for step, seconds in outcome.facts.get("seconds", {}).items():
         record.figure(f"ours: step {step}", seconds, "processor s")
     record.figure("ours: placeholders for each planted value", placeholders(outcome.facts, truth), "")
-    for kind in sorted(judged.planted):
+    for kind in sorted(+judged.planted):
         record.figure(f"planted: {kind}", judged.planted[kind], "rows")
-        record.figure(f"found: {kind}", judged.found[kind], "rows")
+        record.figure(f"found: {kind}", judged.found[kind] / judged.planted[kind], "share")
     record.check("rows/s", rate, at_least=20_000, unit="rows/s")
     record.check("peak memory", peak, at_most=2.0, unit="GB")
     check_found(record, judged)
@@ -165,7 +167,6 @@ def check_found(record: Record, judged: Judged) -> None:
 def describe_peers(record: Record, ours: Ours, peers: dict[str, Ran], rows: int) -> None:
     """Each peer's step, what it found, and ours over it: all steps of ours together, and the shared step alone."""
     rates, seconds = ours.rates(rows), read_outcome(ours.folder).facts.get("seconds", {})
-    cores = record.to_json()["machine"]["cores"]
     for peer in PEERS:
         ran = peers[peer.step]
         record.figure(f"{peer.step}: rows/s", ran.rates, "rows/s")
@@ -178,15 +179,16 @@ def describe_peers(record: Record, ours: Ours, peers: dict[str, Ran], rows: int)
         if of_all is not None:
             record.figure(f"all of ours / {peer.step}", of_all, "times")
         own = sum(seconds.get(name, 0.0) for name in SHARED_STEPS[peer.does])
-        if own and ran.rates:
-            record.figure(f"our {peer.does} / {peer.step}", rows * cores / own / statistics.median(ran.rates), "times")
+        of_step = ratio([rows / own], ran.cpu_rates) if own else None
+        if of_step is not None:
+            record.figure(f"our {peer.does} / {peer.step}, per processor second", of_step, "times")
         if peer.step in SLOWER:
             record.check(f"all steps of ours / {peer.step} alone", of_all, at_least=1.0, unit="times")
     record.note(
-        f"our step alone: rows over its processor seconds on all {cores} cores; a peer's: rows over the step's "
-        "wall-clock seconds, on as many cores as it uses. semhash runs on WordLlama's static embeddings, shipped in a "
-        "package, in place of its default, which a hub would have to serve; presidio-rules has no language model, "
-        "presidio-names spaCy's small English one; datatrove-minhash compares words, not characters."
+        "A peer's rows/s are of its step alone, texts in memory, on as many cores as it uses. semhash runs on "
+        "WordLlama's static embeddings, shipped in a package, in place of its default, which a hub would have to "
+        "serve; presidio-rules has no language model, presidio-names spaCy's small English one; datatrove-minhash "
+        "compares words, not characters, and its processes take seconds to start, which few rows make much of."
     )
 
 

@@ -48,9 +48,11 @@ PEERS = (
 
 @dataclass
 class Ran:
-    """A peer's runs: rows a second of the step alone, seconds until it can begin, peak in GB; what the first found."""
+    """A peer's runs: rows a second of the step alone, and a processor second; seconds until it can begin; peak in GB;
+    what the first run found."""
 
     rates: list[float] = field(default_factory=list)
+    cpu_rates: list[float] = field(default_factory=list)
     ready_s: list[float] = field(default_factory=list)
     peaks: list[float] = field(default_factory=list)
     found: dict[str, float] = field(default_factory=dict)
@@ -120,6 +122,7 @@ def run_peer(python: Path, peer: Peer, quick: bool, folder: Path, truth: Sequenc
         return (cost.stderr.strip().splitlines() or [f"exit code {cost.code}"])[-1]
     done = json.loads(out.read_text())
     ran.rates.append(done["rows"] / done["step_s"])
+    ran.cpu_rates.append(done["rows"] / done["step_cpu_s"])
     ran.ready_s.append(done["ready_s"])
     ran.peaks.append(cost.peak_bytes / 1e9)
     ran.found = ran.found or (_dropped(done, truth) if peer.does == "dedup" else _redacted(done, truth))

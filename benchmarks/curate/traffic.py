@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import argparse
 import gzip
+import hashlib
 import multiprocessing
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -326,14 +328,14 @@ def _blocks(traffic: Traffic, compressed: bool) -> Iterator[tuple[bytes, int, li
 
 
 def write(folder: Path, rows: int, seed: int = 0, compressed: bool = False) -> tuple[Path, Path]:
-    """Write log and truth into the folder unless they stand there whole; returns their paths.
-
-    The truth's schema metadata holds the log's size in bytes before compression.
+    """Write log and truth into a folder named by what they depend on (rows, seed, the generator's own text), unless
+    they stand there whole; returns their paths. The truth's metadata holds the log's size in bytes uncompressed.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    folder = folder / f"{rows}-{seed}"
+    sources = b"".join(Path(str(each.__file__)).read_bytes() for each in (sys.modules[__name__], words, personal))
+    folder = folder / f"{rows}-{seed}-{hashlib.sha256(sources).hexdigest()[:8]}"
     log, truth = folder / ("log.jsonl.gz" if compressed else "log.jsonl"), folder / "truth.parquet"
     if log.exists() and truth.exists():
         return log, truth
