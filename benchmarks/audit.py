@@ -23,7 +23,7 @@ import numpy as np
 from distillation.audit import Audit, Audited, AuditRow, asked_text, audit, standing_text
 from distillation.audit.prompts import version_key
 from distillation.audit.suspects import text_features
-from potstill.prompt import find_rule
+from potstill.prompt import find_rule, parts_of
 from potstill.records import Exchange
 from potstill.tasks import Task, task_from
 
@@ -74,7 +74,7 @@ def read_lines(path: Path) -> list[Any]:
 def read_rows(path: Path, task: Task) -> list[AuditRow]:
     """The log as the audit takes it; requests that are the same but for case and spaces are one cluster."""
     exchanges = [Exchange.from_json(each) for each in read_lines(path)]
-    rule = find_rule(each.messages for each in exchanges)
+    rule = find_rule(parts_of(each.messages) for each in exchanges)
     clusters: dict[str, int] = {}
     rows = []
     for at, each in enumerate(exchanges):

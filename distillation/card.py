@@ -52,7 +52,9 @@ def data_card(name: str, facts: Json, out: Path) -> str:
         "",
         "## Preferences",
         "",
-        _preferences(facts["preferences"]),
+        _preferences(facts["preferences"])
+        if facts["preferences"]
+        else "Not looked for (`distill.preferences: false`).",
         "",
         "## Answers",
         "",

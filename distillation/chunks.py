@@ -14,16 +14,14 @@ MAX_LINE_BYTES = 64 * 2**20
 MAX_DOCUMENT_BYTES = 2**30
 
 
-def is_trace_address(path: str) -> bool:
-    """Whether a source is an experiment of an MLflow server instead of a file."""
-    return path.startswith("mlflow+")
+TRACES = "mlflow+"  # how the address of an MLflow experiment begins (potstill.tracking_traces reads it)
 
 
 def line_chunks(file: str) -> Iterator[bytes]:
     """The records of a file as JSON lines, in pieces of about BLOCK_BYTES that end where a line ends."""
     import fsspec
 
-    if is_trace_address(file):
+    if file.startswith(TRACES):
         from potstill.tracking_traces import trace_records
 
         yield from _packed(trace_records(file))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,9 +68,12 @@ def components(size: int, edges: Sequence[tuple[Any, Any]]) -> Any:
 
 
 def near_duplicates(
-    prompts: Any, active: Any, bands: int, places: Places, threshold: float, runtime: Runtime
+    prompts: Any, active: Any, bands: int, places: Places, threshold: float, runtime: Runtime, seconds: Counter[str]
 ) -> list[tuple[Any, Any]]:
-    """Edges between equal prompts (by hash) and between near-duplicates among the active rows."""
+    """Edges between equal prompts (by hash) and between near-duplicates among the active rows.
+
+    What the workers spend is added to `seconds`, a step's CPU seconds.
+    """
     import numpy as np
 
     equal = link(np.where(active, prompts, 0))
@@ -78,9 +83,12 @@ def near_duplicates(
     pairs = candidates(places, rows, bands)
     plan = VerifyPlan(places, threshold)
     chunks = (pairs[at : at + PAIRS_A_TASK] for at in range(0, len(pairs), PAIRS_A_TASK))
-    same = np.concatenate([np.zeros(0, bool), *runtime.map(verify, plan, chunks)])
-    found = pairs[same]
-    return [equal, (found[:, 0], found[:, 1])]
+    same = [np.zeros(0, bool)]
+    for found, cpu_s in runtime.map(verify, plan, chunks):
+        same.append(found)
+        seconds["duplicates"] += cpu_s  # type: ignore[assignment]
+    alike = pairs[np.concatenate(same)]
+    return [equal, (alike[:, 0], alike[:, 1])]
 
 
 def candidates(places: Places, rows: Any, bands: int) -> Any:
@@ -103,20 +111,35 @@ def candidates(places: Places, rows: Any, bands: int) -> Any:
     return np.stack([unique // size, unique % size], axis=1)
 
 
-def verify(plan: VerifyPlan, pairs: Any) -> Any:
-    """Which pairs are at least as alike as the threshold, by the exact Jaccard similarity of their shingles."""
+def _sorted_set(values: Any) -> Any:
+    """The different values, ascending (what `numpy.unique` does, at a third of its cost for a thousand values)."""
     import numpy as np
+
+    ranked = np.sort(values)
+    keep = np.empty(len(ranked), bool)
+    keep[:1] = True
+    np.not_equal(ranked[1:], ranked[:-1], out=keep[1:])
+    return ranked[keep]
+
+
+def verify(plan: VerifyPlan, pairs: Any) -> tuple[Any, float]:
+    """Which pairs are at least as alike as the threshold, by the exact Jaccard similarity of their shingles; CPU s."""
+    import numpy as np
+
+    start = time.process_time()
 
     rows, inverse = np.unique(pairs, return_inverse=True)
     texts = cells(plan.places.scratch, "rows", "prompt", plan.places.of(rows))
-    sets = [np.unique(shingle_hashes([folded(each)])[0]) for each in texts]
+    sets = [_sorted_set(shingle_hashes([folded(each)])[0]) for each in texts]
     out = np.zeros(len(pairs), bool)
     for at, (a, b) in enumerate(inverse.reshape(pairs.shape).tolist()):
         one, other = sets[a], sets[b]
         if min(len(one), len(other)) >= plan.threshold * max(len(one), len(other)):
-            both = len(np.intersect1d(one, other, assume_unique=True))
+            together = np.concatenate((one, other))
+            together.sort()
+            both = int(np.count_nonzero(together[1:] == together[:-1]))
             out[at] = both >= plan.threshold * (len(one) + len(other) - both)
-    return out
+    return out, time.process_time() - start
 
 
 def semantic_edges(active: Any, places: Places, settings: Semantic) -> tuple[Any, Any]:

@@ -56,17 +56,20 @@ def _spread(path: Path) -> tuple[dict[str, list[str]], int]:
 
 def _counter(shared: Shared) -> tuple[Callable[[list[str]], list[int]], str]:
     try:
-        from potstill.chat import load_tokenizer
+        from tokenizers import Tokenizer
+
         from potstill.models import resolve_base
 
-        tokenizer = load_tokenizer(resolve_base(shared.base_model, shared.cache_dir).path)
+        base = resolve_base(shared.base_model, shared.cache_dir).path
+        tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))  # transformers would take seconds to import
     except ModuleNotFoundError as fault:
         say(f"lengths are in characters: {fault.name} is not installed")
         return (lambda texts: [len(each) for each in texts]), "characters"
 
     def tokens(texts: list[str]) -> list[int]:
         distinct = list(dict.fromkeys(texts))  # a standing instruction is the same in every row
-        found = dict(zip(distinct, map(len, tokenizer(distinct, add_special_tokens=False)["input_ids"]), strict=True))
+        encoded = tokenizer.encode_batch_fast(distinct, add_special_tokens=False)
+        found = dict(zip(distinct, (len(each.ids) for each in encoded), strict=True))
         return [found[each] for each in texts]
 
     return tokens, "tokens"

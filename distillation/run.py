@@ -110,6 +110,7 @@ class Settings(Section):
     poisoning: Poisoning = Poisoning()
     audit: Audit = Audit()
     relabel: Relabel | None = None
+    preferences: bool = True  # pairs for DPO and opinions for KTO, written beside the splits
     boilerplate: Boilerplate | None = Boilerplate()
     budget: Budget = Budget()
     damaged_limit: Annotated[float, Field(ge=0, le=1)] = 0.01
@@ -135,8 +136,9 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
         rule = standing if settings.prompt == "internalise" else PromptRule()
         rows = describe_rows(settings, shared, work, logged, standing)
         clusters = find_clusters(settings, work, rows)
-        verdicts = split_rows(settings, rows, clusters)
-        leaks = leakage(rows.numbers, clusters, rows.groups, verdicts.place)
+        with work.step("split"):
+            verdicts = split_rows(settings, rows, clusters)
+            leaks = leakage(rows.numbers, clusters, rows.groups, verdicts.place)
         facts = settle(settings, shared, work, rows, verdicts, standing, rule, out)
         deliver_blocks(work, out, rows, verdicts)
         facts |= facts_of(work, verdicts, rule, leaks)
@@ -205,10 +207,13 @@ def find_clusters(settings: Settings, work: Work, rows: Rows) -> Any:
     numbers, threshold, semantic = rows.numbers, settings.duplicates.threshold, settings.duplicates.semantic
     bands, _ = bands_for(threshold)
     places = rows.places(work.scratch)
-    edges = near_duplicates(numbers["prompt"], numbers["selected"], bands, places, threshold, work.runtime)
-    if semantic.enabled:
-        edges.append(semantic_edges(numbers["selected"], places, semantic))
-    return components(rows.size, edges)
+    with work.step("duplicates"):
+        edges = near_duplicates(
+            numbers["prompt"], numbers["selected"], bands, places, threshold, work.runtime, work.seconds
+        )
+        if semantic.enabled:
+            edges.append(semantic_edges(numbers["selected"], places, semantic))
+        return components(rows.size, edges)
 
 
 def split_rows(settings: Settings, rows: Rows, clusters: Any) -> Verdicts:
@@ -236,12 +241,16 @@ def settle(
 ) -> Json:
     """What is learnt of every row in training and validation, and what is not; the test split stays as it came."""
     task = shared.task()
-    facts: Json = {"preferences": write_judged(out, task, rule, work, rows, verdicts)}
+    facts: Json = {"preferences": None}
+    if settings.preferences:
+        with work.step("preferences"):
+            facts["preferences"] = write_judged(out, task, rule, work, rows, verdicts)
     if settings.turns == "whole":
         learn_whole(rows, verdicts)
     decontaminate(settings.decontaminate, work, rows, verdicts)
     facts["poisoning"] = against_poison(settings.poisoning, task, work, rows, verdicts)
-    audited = audit_teacher(settings.audit, task, standing, work, rows, verdicts)
+    with work.step("audit"):
+        audited = audit_teacher(settings.audit, task, standing, work, rows, verdicts)
     facts["audit"], facts["audit_card"] = audited.facts, list(audited.card)
     facts["relabel"] = ask_again(settings.relabel, task, audited, work, rows, verdicts, shared.work_dir / "relabel")
     write_audit(audited, out)
@@ -252,7 +261,8 @@ def settle(
     leave_boilerplate_out(settings.boilerplate, task, rows, verdicts)
     verdicts.weight[rows.numbers["corrected"]] = settings.corrections.weight
     most = settings.duplicates.most if settings.duplicates.weight == "count" else 1
-    fold(verdicts, rows.numbers, rows.numbers["answer"], most=most)
+    with work.step("fold"):
+        fold(verdicts, rows.numbers, rows.numbers["answer"], most=most)
     spend_budget(settings.budget, work, rows, verdicts)
     refuse_empty(work, verdicts)
     return facts

@@ -18,7 +18,7 @@ from potstill.manifest import Input, sha256_file
 from potstill.progress import say
 from potstill.recipe import PathText, Section
 
-from .chunks import is_trace_address, line_chunks
+from .chunks import TRACES, line_chunks
 from .connectors import FORMATS, connector, detect
 from .connectors.base import Connector
 from .lookup import Companions, build_lookup
@@ -82,7 +82,7 @@ def files_of(path: str) -> list[str]:
     """The files that a path, glob or fsspec address stands for, sorted; raises RecipeError when there is none."""
     import fsspec
 
-    if is_trace_address(path):
+    if path.startswith(TRACES):
         return [path]
     filesystem, inner = fsspec.core.url_to_fs(path)
     matches = sorted(filesystem.glob(inner)) if any(c in inner for c in "*?[") else [inner]
@@ -110,7 +110,7 @@ def source_inputs(sources: Sequence[Source]) -> list[Input]:
 
 
 def _digest(file: str) -> str:
-    if is_trace_address(file):
+    if file.startswith(TRACES):
         from potstill.tracking_traces import traces_digest
 
         return traces_digest(file)
