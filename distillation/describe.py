@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from potstill.dataset import JSON_COLUMNS, example_schema
 from potstill.prompt import PromptRule
 from potstill.records import Example, Exchange, Feedback, Message
+from potstill.redaction import PLACEHOLDER
 from potstill.tasks import task_from
 
 from .choose import Corrections, matches, thumbs_down, to_example
@@ -85,7 +86,7 @@ def describe(plan: DescribePlan, given: tuple[int, Mapping[str, Sequence[int]]])
         items = _items(plan, block, unlogged)
         exchanges = [each.exchange for each in items]
         bare = [plan.standing.apply(each.messages) for each in exchanges]
-        texts = [prompt_text(each) for each in bare]
+        texts = [_comparable(prompt_text(each)) for each in bare]
         prompts = bare if plan.internalise else [each.messages for each in exchanges]
         prompts, unfit = _shortened(plan, prompts, exchanges, counts)
         made = [
@@ -150,6 +151,11 @@ def _shortened(
 
 def _too_long(cut: Cut | None) -> str | None:
     return None if cut is None or cut.fits else f"prompt too long to be shortened: {cut}"
+
+
+def _comparable(text: str) -> str:
+    """The text with all placeholders of a kind alike: a value's own differs between conversations."""
+    return PLACEHOLDER.sub(lambda found: found.group().partition("_")[0] + ">", text) if "_" in text else text
 
 
 def trusted(data: dict[str, Any]) -> Exchange:

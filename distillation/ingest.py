@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 from potstill.errors import DamagedLine
 from potstill.prompt import Parts, instructions, parts_of, sha256_text
 from potstill.records import Exchange, Json, canonical_json
-from potstill.redaction import Redactor
+from potstill.redaction import Redactor, redact_batch
 from potstill.tasks import task_from
 
 from .choose import Select, matches, score_refusal
 from .connectors import connector
 from .connectors.base import Lookup, NoCompanions
 from .lookup import Companions, SqliteLookup
-from .redact import Redact, redact_exchanges
+from .redact import Redact
 from .rejections import rejected_table
 from .runtime import Clock
 from .sources import FEEDBACK, Block
@@ -40,6 +40,7 @@ class IngestPlan:
     companions: Companions
     select: Select
     redact: Redact
+    key: bytes
     sample_share: float
     task: Mapping[str, Any] | None = None  # given when the turns that no exchange answered are wanted
 
@@ -68,7 +69,7 @@ def ingest(plan: IngestPlan, task: tuple[int, Block]) -> Ingested:
 
     number, block = task
     clock, counts = Clock(), Counter[str]()
-    redactor = Redactor(plan.redact.kinds, plan.redact.region)
+    redactor = plan.redact.redactor(plan.key)
     kept: list[Exchange] = []
     lines: list[int] = []
     left: list[tuple[int, str, Exchange]] = []
@@ -83,7 +84,7 @@ def ingest(plan: IngestPlan, task: tuple[int, Block]) -> Ingested:
                 left.append((line, reason, found))
         texts = pa.array(_dumped(kept), pa.string())
     with clock.step("redact"):
-        redacted = redact_exchanges(texts, redactor)
+        redacted, _ = redact_batch(texts, redactor)
         originals = _originals(texts, redacted)
         rejected = _rejected(block, left, redactor)
         torn = _damaged(block, damaged, redactor)

@@ -118,9 +118,7 @@ def _take(work: Work, each: Ingested) -> None:
 
 def _orphans(work: Work, plan: IngestPlan, asked: set[str]) -> None:
     """Feedback on answers that are in no source is kept aside: it is no damage, and it is not lost."""
-    from potstill.redaction import Redactor
-
-    redactor = Redactor(plan.redact.kinds, plan.redact.region)
+    redactor = plan.redact.redactor(plan.key)
     for path in plan.companions.values():
         for file, line, key, text in unused(path, "feedback", asked):
             reason = "feedback: its exchange is in no source" if key else "feedback line: not JSON with an id"

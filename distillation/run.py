@@ -21,6 +21,7 @@ from potstill.progress import say
 from potstill.prompt import PromptRule, find_rule
 from potstill.recipe import Section
 from potstill.records import Json
+from potstill.redaction import redaction_key
 from potstill.stage import Noun, Shared, Upstream
 
 from .audit.settings import Audit
@@ -131,7 +132,7 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     scratch.mkdir(parents=True)
     with runtime_of(settings.runtime) as runtime, Rejections(out / "rejections.parquet") as rejected:
         work = Work(scratch, runtime, rejected)
-        logged = read_logs(settings, shared.task_definition, work)
+        logged = read_logs(settings, shared.task_definition, redaction_key(shared.work_dir.parent), work)
         standing = find_rule(logged.sample, logged.originals)
         rule = standing if settings.prompt == "internalise" else PromptRule()
         rows = describe_rows(settings, shared, work, logged, standing)
@@ -146,7 +147,7 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     return write_card(shared, out, facts)
 
 
-def read_logs(settings: Settings, task: Json, work: Work) -> Logged:
+def read_logs(settings: Settings, task: Json, key: bytes, work: Work) -> Logged:
     """Every readable, selected exchange, redacted, in the spool."""
     import os
 
@@ -157,6 +158,7 @@ def read_logs(settings: Settings, task: Json, work: Work) -> Logged:
         companions=companions,
         select=settings.select,
         redact=settings.redact,
+        key=key,
         sample_share=min(1.0, SAMPLE_BYTES / max(size, 1)),
         task=task if settings.turns == "every" else None,
     )

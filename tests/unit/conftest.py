@@ -33,7 +33,7 @@ def shared(tmp_path: Path) -> Shared:
 @pytest.fixture
 def whole(tmp_path: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch) -> Whole:
     """Distils lines (or a log file) into a new folder; returns the facts and the folder."""
-    monkeypatch.setitem(sys.modules, "transformers", None)  # as where only the core is installed
+    monkeypatch.setitem(sys.modules, "tokenizers", None)  # as where only the core is installed
 
     def distil(lines: Iterable[Json | str] | Path, **changes: Any) -> tuple[Json, Path]:
         count = sum(1 for _ in tmp_path.glob("out*"))

@@ -99,7 +99,7 @@ def read_log(path: Path, **changes: Any) -> tuple[list[Exchange], list[Json]]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder)
         with LocalRuntime(1) as runtime, Rejections(out / "rejections.parquet") as rejected:
-            logged = read_logs(settings_for(path, **changes), {}, Work(out, runtime, rejected))
+            logged = read_logs(settings_for(path, **changes), {}, b"", Work(out, runtime, rejected))
         kept = [text for at in logged.blocks for text in read_spool(out, "read", at)["exchange"].to_pylist()]
         return [Exchange.from_json(json.loads(text)) for text in kept], rejections_of(out)
 

@@ -1,6 +1,6 @@
 """Promises of distillation: nothing lost in silence, nothing divided, nothing leaked, the same bytes every time.
 
-Whole runs happen as on a machine without transformers (lengths are then counted in characters), so that no
+Whole runs happen as on a machine without tokenizers (lengths are then counted in characters), so that no
 tokenizer is loaded here.
 """
 
@@ -280,7 +280,7 @@ def test_every_line_is_in_a_split_or_rejected_with_a_reason(
     (folder / "base" / "config.json").write_text("{}")
     shared = Shared("m", {"kind": "classification", "labels": LABELS}, str(folder / "base"), folder, "")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "transformers", None)
+        patch.setitem(sys.modules, "tokenizers", None)
         facts = main(settings_for(log, damaged_limit=1.0), shared, {}, folder)
     rejected = rejections_of(folder)
     assert all(row["reason"] and row["step"] for row in rejected)
@@ -323,7 +323,7 @@ def test_nothing_unredacted_reaches_any_file(whole: Whole) -> None:
         shown.append(path.read_bytes().decode("utf-8", "replace"))
         if path.suffix == ".parquet":
             shown.append("\n".join(str(row) for row in pq.read_table(path).to_pylist()))
-    assert sum("<EMAIL_1>" in text for text in shown) >= 3
+    assert sum("<EMAIL_" in text for text in shown) >= 3
     for kind, secret in SECRETS.items():
         assert not any(secret in text or secret.replace(" ", "") in text for text in shown), kind
 
@@ -333,7 +333,7 @@ def test_same_log_and_seed_give_the_same_bytes_in_any_process(tmp_path: Path, wh
              for at in range(120)]  # fmt: skip
     facts, out = whole([*lines, "{"], damaged_limit=0.1)
     code = (
-        "import sys; sys.modules['transformers'] = None\n"
+        "import sys; sys.modules['tokenizers'] = None\n"
         "from pathlib import Path; from distillation.run import Settings, main; from potstill.stage import Shared\n"
         "log, base, out = sys.argv[1:]\n"
         "settings = {'sources': [{'path': log}], 'split': {'test': 0.3}, 'damaged_limit': 0.1}\n"

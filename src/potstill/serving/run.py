@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -15,7 +16,7 @@ import uvicorn
 from potstill.errors import EngineFailure, RecipeError
 from potstill.progress import say
 from potstill.records import Json
-from potstill.redaction import Redactor
+from potstill.redaction import Redactor, redaction_key
 from potstill.serving.app import Server, create_app
 from potstill.serving.authenticate import Keys
 from potstill.serving.capture import CaptureLog, Redact
@@ -41,11 +42,9 @@ class RunningServer:
         return f"{self.url}/v1"
 
 
-def redact_exchange(line: Json) -> Json:
-    """An exchange or feedback line redacted by itself: no table of placeholders grows with the server's life."""
-    if "request" in line:
-        return Redactor().exchange(line)
-    return {**line, "feedback": Redactor().value(line["feedback"])}
+def redact_exchange(line: Json, key: bytes = b"") -> Json:
+    """An exchange or feedback line redacted by itself, its placeholders those that `distill` gives under this key."""
+    return Redactor(key=key).exchange(line)
 
 
 def serve(artifact: Path, settings: ServeSettings, name: str, capture_dir: Path, redact: Redact | None = None) -> None:
@@ -109,7 +108,7 @@ def _prepared(
             lambda: start_engine(served, slots=settings.slots, threads=settings.threads), new_client
         )
         stack.callback(engine.stop)
-        log = _capture_log(settings, capture_dir, meter, redact or redact_exchange)
+        log = _capture_log(settings, capture_dir, meter, redact)
         if log is not None:
             stack.callback(log.close)
         yield Server(served, engine, settings, name or served.digest[:12], keys, meter, log), listening
@@ -133,11 +132,12 @@ def _url(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def _capture_log(settings: ServeSettings, capture_dir: Path, meter: Meter, redact: Redact) -> CaptureLog | None:
+def _capture_log(settings: ServeSettings, capture_dir: Path, meter: Meter, redact: Redact | None) -> CaptureLog | None:
     wanted = settings.capture
     if wanted is None:
         return None
     folder = Path(wanted.dir) if wanted.dir else capture_dir
+    redact = redact or partial(redact_exchange, key=redaction_key(folder.parent))
     return CaptureLog(
         folder, meter, sample=wanted.sample, durable=wanted.durable, redact=redact if wanted.redact else None
     )
