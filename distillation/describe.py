@@ -16,7 +16,7 @@ from potstill.tasks import task_from
 
 from .choose import Corrections, matches, thumbs_down, to_example
 from .filters import Filters, answer_reasons, selection_reasons
-from .fingerprints import band_keys, hash64, prompt_text, share_of, signatures
+from .fingerprints import band_keys, hash64, prompt_text, shares_of, signatures
 from .groups import Group, group_key
 from .runtime import Clock
 from .shorten import Cut, shorten
@@ -252,7 +252,7 @@ def _rows(
     rows["conversation"] = [hash64(each.conversation) for each in examples]
     rows["user"] = [_named(each.metadata.get("user")) for each in examples]
     rows["key"] = [_named(each.metadata.get("key")) for each in examples]
-    rows["share"] = [share_of(plan.seed, each.conversation) for each in examples]
+    rows["share"] = shares_of(plan.seed, rows["conversation"])
     rows["turns"] = [len(each.messages) for each in examples]
     rows["length"] = [len(each.answer) for each in examples]
     rows["opinion"] = [bool(each.feedback) for each in exchanges]

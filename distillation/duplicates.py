@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .fingerprints import folded, shingle_hashes
+from .fingerprints import BATCH, shingle_hashes
 from .runtime import Runtime
 from .semantic import Semantic, semantic_pairs
 from .spool import cells
@@ -80,7 +80,7 @@ def near_duplicates(
     representative = np.zeros(len(prompts), bool)
     representative[equal[1]] = True
     rows = np.flatnonzero(representative)
-    pairs = candidates(places, rows, bands)
+    pairs = candidates(places, rows, bands, runtime, seconds)
     plan = VerifyPlan(places, threshold)
     chunks = (pairs[at : at + PAIRS_A_TASK] for at in range(0, len(pairs), PAIRS_A_TASK))
     same = [np.zeros(0, bool)]
@@ -91,35 +91,43 @@ def near_duplicates(
     return [equal, (alike[:, 0], alike[:, 1])]
 
 
-def candidates(places: Places, rows: Any, bands: int) -> Any:
+def candidates(places: Places, rows: Any, bands: int, runtime: Runtime, seconds: Counter[str]) -> Any:
     """Pairs of rows (smaller first, sorted) that share a band key; shape (pairs, 2), int64."""
     import numpy as np
 
-    codes = [np.zeros(0, np.int64)]
     size = int(rows.max(initial=0)) + 1
-    stored = [np.load(places.scratch / f"bands-{block:010d}.npy", mmap_mode="r") for block in places.blocks]
-    for band in range(bands):
-        keys = np.concatenate([np.zeros(0, np.uint64), *(each[band] for each in stored)])[rows]
-        order = np.argsort(keys, kind="stable")
-        ranked = keys[order]
-        for back in range(1, NEIGHBOURS + 1):
-            same = ranked[back:] == ranked[:-back]
-            if not same.any():
-                break
-            codes.append(rows[order[:-back][same]] * size + rows[order[back:][same]])
+    np.save(places.scratch / "representatives.npy", rows)
+    codes = [np.zeros(0, np.int64)]
+    for found, cpu_s in runtime.map(_band_candidates, places, range(bands)):
+        codes.append(found)
+        seconds["duplicates"] += cpu_s  # type: ignore[assignment]
     unique = np.unique(np.concatenate(codes))
     return np.stack([unique // size, unique % size], axis=1)
 
 
-def _sorted_set(values: Any) -> Any:
-    """The different values, ascending (what `numpy.unique` does, at a third of its cost for a thousand values)."""
+def _band_candidates(places: Places, band: int) -> tuple[Any, float]:
+    """The pairs of one band, each as smaller row * (greatest row + 1) + greater row; CPU s."""
     import numpy as np
 
-    ranked = np.sort(values)
-    keep = np.empty(len(ranked), bool)
-    keep[:1] = True
-    np.not_equal(ranked[1:], ranked[:-1], out=keep[1:])
-    return ranked[keep]
+    start = time.process_time()
+    rows = np.load(places.scratch / "representatives.npy")
+    size = int(rows.max(initial=0)) + 1
+    stored = (np.load(places.scratch / f"bands-{block:010d}.npy", mmap_mode="r")[band] for block in places.blocks)
+    keys = np.concatenate([np.zeros(0, np.uint64), *stored])[rows]
+    order = np.argsort(keys, kind="stable")
+    ranked = keys[order]
+    # Most keys stand alone: only the runs of equal ones are looked at again.
+    shared = np.zeros(len(ranked), bool)
+    np.equal(ranked[1:], ranked[:-1], out=shared[1:])
+    shared[:-1] |= shared[1:]
+    ranked, members = ranked[shared], rows[order[shared]]
+    codes = [np.zeros(0, np.int64)]
+    for back in range(1, NEIGHBOURS + 1):
+        same = ranked[back:] == ranked[:-back]
+        if not same.any():
+            break
+        codes.append(members[:-back][same] * size + members[back:][same])
+    return np.unique(np.concatenate(codes)), time.process_time() - start
 
 
 def verify(plan: VerifyPlan, pairs: Any) -> tuple[Any, float]:
@@ -127,10 +135,9 @@ def verify(plan: VerifyPlan, pairs: Any) -> tuple[Any, float]:
     import numpy as np
 
     start = time.process_time()
-
     rows, inverse = np.unique(pairs, return_inverse=True)
     texts = cells(plan.places.scratch, "rows", "prompt", plan.places.of(rows))
-    sets = [_sorted_set(shingle_hashes([folded(each)])[0]) for each in texts]
+    sets = [each for at in range(0, len(texts), BATCH) for each in _sets(texts[at : at + BATCH])]
     out = np.zeros(len(pairs), bool)
     for at, (a, b) in enumerate(inverse.reshape(pairs.shape).tolist()):
         one, other = sets[a], sets[b]
@@ -140,6 +147,21 @@ def verify(plan: VerifyPlan, pairs: Any) -> tuple[Any, float]:
             both = int(np.count_nonzero(together[1:] == together[:-1]))
             out[at] = both >= plan.threshold * (len(one) + len(other) - both)
     return out, time.process_time() - start
+
+
+def _sets(texts: Sequence[str]) -> list[Any]:
+    """The different shingle hashes of each text, ascending (`numpy.unique` costs three times as much)."""
+    import numpy as np
+
+    hashes, offsets = shingle_hashes(texts)
+    found = []
+    for start, end in zip(offsets[:-1].tolist(), offsets[1:].tolist(), strict=True):
+        ranked = np.sort(hashes[start:end])
+        keep = np.empty(len(ranked), bool)
+        keep[:1] = True
+        np.not_equal(ranked[1:], ranked[:-1], out=keep[1:])
+        found.append(ranked[keep])
+    return found
 
 
 def semantic_edges(active: Any, places: Places, settings: Semantic) -> tuple[Any, Any]:

@@ -28,6 +28,7 @@ from .turns import Trace, trace
 if TYPE_CHECKING:
     import pyarrow as pa
 
+FIELDS = frozenset(Exchange.__dataclass_fields__)
 Originals = dict[tuple[str, str], set[str]]
 FEW_ORIGINALS = 256  # an instruction with more wordings than these before redaction is a form filled in, not standing
 
@@ -71,21 +72,23 @@ def ingest(plan: IngestPlan, task: tuple[int, Block]) -> Ingested:
     clock, counts = Clock(), Counter[str]()
     redactor = plan.redact.redactor(plan.key)
     kept: list[Exchange] = []
+    texts: list[str] = []
     lines: list[int] = []
     left: list[tuple[int, str, Exchange]] = []
     damaged: list[tuple[int, str, bytes]] = []
     with clock.step("read"):
-        for line, found in _exchanges(plan, block, counts, damaged):
+        for line, found, text in _exchanges(plan, block, counts, damaged):
             reason = _unselected(plan.select, found)
             if reason is None:
                 kept.append(found)
+                texts.append(text or _dumped(found))
                 lines.append(line)
             else:
                 left.append((line, reason, found))
-        texts = pa.array(_dumped(kept), pa.string())
+        before = pa.array(texts, pa.string())
     with clock.step("redact"):
-        redacted, _ = redact_batch(texts, redactor)
-        originals = _originals(texts, redacted)
+        redacted, _ = redact_batch(before, redactor)
+        originals = _originals(before, redacted)
         rejected = _rejected(block, left, redactor)
         torn = _damaged(block, damaged, redactor)
     with clock.step("read"):
@@ -114,8 +117,8 @@ def ingest(plan: IngestPlan, task: tuple[int, Block]) -> Ingested:
 
 def _exchanges(
     plan: IngestPlan, block: Block, counts: Counter[str], damaged: list[tuple[int, str, bytes]]
-) -> Iterator[tuple[int, Exchange]]:
-    """Every exchange of the block, checked, with the number of its record."""
+) -> Iterator[tuple[int, Exchange, str | None]]:
+    """Every exchange of the block, checked, with the number of its record and its JSON where that stands in the log."""
     import orjson
 
     read = connector(block.format).read
@@ -130,7 +133,11 @@ def _exchanges(
             if not isinstance(record, dict):
                 raise DamagedLine(f"record: found {type(record).__name__}, expected an object")
             for exchange in read(record, lookup):
-                yield line_number, Exchange.from_json(_with_feedback(exchange, lookup) if path else exchange)
+                whole = _with_feedback(exchange, lookup) if path else exchange
+                if whole is record and record.keys() == FIELDS:  # the connector found it normal as it stands
+                    yield line_number, Exchange(**record | {"feedback": ()}), line.decode()
+                else:
+                    yield line_number, Exchange.from_json(whole), None
         except orjson.JSONDecodeError as fault:
             damaged.append((line_number, f"not JSON: {fault}", line))
         except DamagedLine as fault:
@@ -149,10 +156,10 @@ def _unselected(select: Select, exchange: Exchange) -> str | None:
     return score_refusal(exchange, select.scores)
 
 
-def _dumped(exchanges: list[Exchange]) -> list[str]:
+def _dumped(exchange: Exchange) -> str:
     import orjson
 
-    return [orjson.dumps(each.to_json()).decode() for each in exchanges]
+    return orjson.dumps(exchange.to_json()).decode()
 
 
 def _originals(before: pa.Array, after: pa.Array) -> Originals:

@@ -182,7 +182,9 @@ def deliver_blocks(work: Work, out: Path, rows: Rows, verdicts: Verdicts) -> Non
 
     (out / SEALED).parent.mkdir(parents=True, exist_ok=True)
     paths = [out / "train.parquet", out / "validation.parquet", out / SEALED]
-    writers = [pq.ParquetWriter(path, example_schema(), compression="zstd") for path in paths]
+    # Dictionaries pay where values repeat; over a million different prompts they are built to be thrown away.
+    options: dict[str, Any] = {"compression": "zstd", "use_dictionary": ["tools", "learn", "metadata"]}
+    writers = [pq.ParquetWriter(path, example_schema(), **options) for path in paths]
     plan = DeliverPlan(work.scratch, tuple(verdicts.reasons))
     try:
         with Progress("write", rows.size) as progress:

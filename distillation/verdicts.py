@@ -93,7 +93,10 @@ class Verdicts:
 def seen_before(ids: Any) -> Any:
     """Mask of the rows whose id an earlier row has; `ids` is an Arrow array of text."""
     import numpy as np
+    import pyarrow.compute as pc
 
+    if len(ids) == pc.count_distinct(ids).as_py():
+        return np.zeros(len(ids), bool)
     codes = ids.combine_chunks().dictionary_encode().indices.to_numpy() if len(ids) else np.zeros(0, np.int64)
     _, first = np.unique(codes, return_index=True)
     again = np.ones(len(codes), bool)

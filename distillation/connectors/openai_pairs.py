@@ -7,7 +7,7 @@ comes from the content.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from typing import Any
 
@@ -34,7 +34,8 @@ def detect(record: Json) -> bool:
 
 
 _FINISHED = (None, "stop", "length", "tool_calls", "content_filter")
-_OTHER_FORMS = ("functions", "function_call", "input", "system", "instructions", "tools")
+_OTHER_FORMS = frozenset(("functions", "function_call", "input", "system", "instructions", "tools"))
+_ASKING, _ANSWERING = frozenset(ROLES[:4]), frozenset(("assistant",))
 
 
 def _is_normal(record: Json) -> bool:
@@ -47,32 +48,43 @@ def _is_normal(record: Json) -> bool:
         return False
     if not isinstance(record.get("id"), str) or not record["id"] or "error" in response:
         return False
-    if any(each in request for each in _OTHER_FORMS) or type(request.get("messages")) is not list:
+    if not _OTHER_FORMS.isdisjoint(request) or type(request.get("messages")) is not list:
         return False
     choices = response.get("choices")
     if type(choices) is not list or len(choices) != 1 or type(choices[0]) is not dict:
         return False
-    if choices[0].get("finish_reason") not in _FINISHED or not _is_plain(choices[0].get("message"), ("assistant",)):
+    if choices[0].get("finish_reason") not in _FINISHED or not _are_plain((choices[0].get("message"),), _ANSWERING):
         return False
     return (
         bool(request["messages"])
-        and all(_is_plain(each, ROLES[:4]) for each in request["messages"])
-        and all(isinstance(metadata.get(key, ""), str) for key in ("conversation", "user", "key"))
-        and all(_is_number(record.get(key)) for key in ("latency_ms", "cost_usd"))
+        and _are_plain(request["messages"], _ASKING)
+        and _are_texts(metadata, ("conversation", "user", "key"))
+        and _is_number(record.get("latency_ms"))
+        and _is_number(record.get("cost_usd"))
         and _is_zoned(record.get("time"))
         and _is_usage(response.get("usage"))
         and isinstance(request.get("model", ""), str)
+        and record.get("feedback", []) == []
     )
 
 
-def _is_plain(message: Any, roles: Sequence[str]) -> bool:
-    """A turn of text alone."""
-    return (
-        type(message) is dict
-        and type(message.get("content")) is str
-        and message.get("role") in roles
-        and len(message) == 2
-    )
+# Loops instead of all(...): a million rows pass here, and a generator costs more than what it checks.
+def _are_plain(messages: Iterable[Any], roles: frozenset[str]) -> bool:
+    """Turns of text alone."""
+    for message in messages:
+        if type(message) is not dict or len(message) != 2 or type(message.get("content")) is not str:
+            return False
+        role = message.get("role")
+        if type(role) is not str or role not in roles:
+            return False
+    return True
+
+
+def _are_texts(metadata: Json, keys: Iterable[str]) -> bool:
+    for key in keys:  # noqa: SIM110
+        if not isinstance(metadata.get(key, ""), str):
+            return False
+    return True
 
 
 def _is_number(value: Any) -> bool:
@@ -89,9 +101,14 @@ def _is_zoned(value: Any) -> bool:
 
 
 def _is_usage(value: Any) -> bool:
-    return value is None or (
-        type(value) is dict and all(type(value.get(key)) is int and value[key] >= 0 for key in _COUNTS)
-    )
+    if value is None:
+        return True
+    if type(value) is not dict:
+        return False
+    for key in _COUNTS:  # noqa: SIM110
+        if type(value.get(key)) is not int or value[key] < 0:
+            return False
+    return True
 
 
 _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")

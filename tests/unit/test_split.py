@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -220,6 +221,7 @@ def clusters_of(texts: list[str], threshold: float, folder: Path, block: int) ->
             Places(folder, tuple(range(len(starts))), starts),
             threshold,
             runtime,
+            Counter(),
         )
     return [int(each) for each in components(len(texts), edges)]
 
