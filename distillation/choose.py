@@ -74,13 +74,14 @@ def to_example(
     The teacher's own answer stays beside the answer to learn, so that the teacher can be judged for what it said.
     A row that teaches nothing still belongs into the test split: leaving out what the teacher got wrong flatters it.
     """
-    text = task.text_of(exchange.answer)
-    said = task.parse(text, exchange.tools)
+    choice, usage, tools = exchange.response["choices"][0], exchange.usage, exchange.tools
+    text = task.text_of(choice["message"])
+    said = task.parse(text, tools)
     teacher = task.canonical(said.value) if said.valid else None
     answer, refusal = teacher, None if teacher is not None else f"invalid answer: {said.reason}"
-    if exchange.finish_reason == "length":
+    if choice.get("finish_reason") == "length":
         answer, refusal = None, "answer was cut off (finish_reason: length)"
-    correction = exchange.correction if corrections.use else None
+    correction = exchange.correction if corrections.use and exchange.feedback else None
     if correction is not None:
         corrected = task.from_gold(correction)
         answer = task.canonical(corrected.value) if corrected.valid else None
@@ -93,11 +94,11 @@ def to_example(
         answer=answer or "",
         teacher_answer=teacher,
         teacher_text=text,
-        tools=exchange.tools,
+        tools=tools,
         corrected=correction is not None,
         weight=corrections.weight if correction is not None else 1.0,
-        prompt_tokens=exchange.usage.get("prompt_tokens"),
-        completion_tokens=exchange.usage.get("completion_tokens"),
+        prompt_tokens=usage.get("prompt_tokens"),
+        completion_tokens=usage.get("completion_tokens"),
         latency_ms=exchange.latency_ms,
         cost_usd=exchange.cost_usd,
         metadata=exchange.metadata,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -183,10 +184,10 @@ def _table(
 ) -> pa.Table:
     import pyarrow as pa
 
-    columns: dict[str, Any] = {}
-    for each in example_schema():
-        values = [getattr(example, each.name) for example in examples]
-        columns[each.name] = _json_texts(values) if each.name in JSON_COLUMNS else values
+    names = [each.name for each in example_schema()]
+    rows = zip(*map(attrgetter(*names), examples), strict=True) if examples else [[] for _ in names]
+    columns: dict[str, Any] = dict(zip(names, rows, strict=True))
+    columns |= {name: _json_texts(columns[name]) for name in JSON_COLUMNS}
     columns |= {
         "prompt": texts,
         "asked": [_asked(example) for example in examples],
