@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from potstill.errors import DamagedLine
+from potstill.feedback_join import read_feedback_line
 from potstill.prompt import Parts, instructions, parts_of, sha256_text
 from potstill.records import Exchange, Json, canonical_json
 from potstill.redaction import Redactor, redact_batch
@@ -145,9 +147,14 @@ def _exchanges(
 
 
 def _with_feedback(exchange: Json, lookup: Lookup) -> Json:
-    """The exchange with the feedback that came after it was captured."""
-    later = [each["feedback"] for each in lookup.get(FEEDBACK, str(exchange.get("id"))) if "feedback" in each]
-    return {**exchange, "feedback": [*(exchange.get("feedback") or []), *later]} if later else exchange
+    """The exchange with the feedback that came after it was captured, in the order of time; faulty lines apart."""
+    later = []
+    for line in lookup.get(FEEDBACK, str(exchange.get("id"))):
+        with suppress(DamagedLine):  # reported with file and line once all is read
+            later.append(read_feedback_line(line)[1])
+    later.sort(key=lambda each: each.time or "")
+    given = exchange.get("feedback") or []
+    return {**exchange, "feedback": [*given, *(each.to_json() for each in later)]} if later else exchange
 
 
 def _unselected(select: Select, exchange: Exchange) -> str | None:

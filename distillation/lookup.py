@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,10 @@ class SqliteLookup:
 
 
 def build_lookup(path: Path, companions: Mapping[str, tuple[Sequence[str], str]]) -> Path:
-    """Index files by a dotted field; `companions` gives files and field by name. Lines without the field are kept
-    under the empty key, damaged ones under `damaged`, so that the reader can report them."""
+    """Index files by a dotted field; `companions` gives files and field by name.
+
+    Lines without the field, or that are not JSON, are kept without a key, so that they can be reported.
+    """
     import orjson
 
     base = sqlite3.connect(path)
@@ -63,17 +65,19 @@ def build_lookup(path: Path, companions: Mapping[str, tuple[Sequence[str], str]]
     return path
 
 
-def unused(path: Path, companion: str, used: set[str]) -> list[tuple[str, int, str, str]]:
-    """Lines of a companion that no record asked for or that cannot be read: file, number, key, text."""
+def companion_lines(path: Path, companion: str) -> Iterator[tuple[str, int, Any, str]]:
+    """Every line of a companion, in order: file, number, what it parses to (None: it is not JSON), its text."""
+    import orjson
+
     base = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    rows = base.execute("SELECT key, file, number, record FROM records WHERE companion = ?", (companion,))
-    found = [
-        (file, number, key or "", bytes(record).decode("utf-8", "replace"))
-        for key, file, number, record in rows
-        if key is None or key not in used
-    ]
+    query = "SELECT file, number, record FROM records WHERE companion = ? ORDER BY file, number"
+    for file, number, record in base.execute(query, (companion,)):
+        try:
+            parsed = orjson.loads(record)
+        except orjson.JSONDecodeError:
+            parsed = None
+        yield file, number, parsed, bytes(record).decode("utf-8", "replace")
     base.close()
-    return found
 
 
 def _at(record: Any, field: str) -> Any:

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from potstill.dataset import SEALED, example_schema
-from potstill.errors import DamagedInput
+from potstill.errors import DamagedInput, DamagedLine
+from potstill.feedback_join import read_feedback_line
 from potstill.progress import Progress
 from potstill.prompt import Parts
 
@@ -19,10 +20,10 @@ from .deliver import DeliverPlan, Slice, deliver
 from .describe import DescribePlan, describe, row_type
 from .duplicates import Places
 from .ingest import FEW_ORIGINALS, Ingested, IngestPlan, Originals, ingest
-from .lookup import unused
+from .lookup import companion_lines
 from .rejections import Rejections, rejected_table
 from .runtime import Runtime
-from .sources import Log
+from .sources import FEEDBACK, Log
 from .turns import Trace, unlogged_turns
 from .verdicts import LEFT_OUT, Verdicts
 
@@ -120,10 +121,16 @@ def _orphans(work: Work, plan: IngestPlan, asked: set[str]) -> None:
     """Feedback on answers that are in no source is kept aside: it is no damage, and it is not lost."""
     redactor = plan.redact.redactor(plan.key)
     for path in plan.companions.values():
-        for file, line, key, text in unused(path, "feedback", asked):
-            reason = "feedback: its exchange is in no source" if key else "feedback line: not JSON with an id"
-            step = "read" if key else "damaged"
-            work.steps["feedback without its exchange" if key else "damaged"] += 1
+        for file, line, record, text in companion_lines(path, FEEDBACK):
+            try:
+                identity, _ = read_feedback_line(record)
+                if identity in asked:
+                    continue
+                step, reason = "read", "feedback: its exchange is in no source"
+                work.steps["feedback without its exchange"] += 1
+            except DamagedLine as fault:
+                step, reason = "damaged", str(fault)
+                work.steps["damaged"] += 1
             work.steps["lines"] += 1
             row = {"id": None, "source": file, "line": line, "step": step, "reason": reason, "row": redactor.text(text)}
             work.rejected.add(rejected_table([row]))
