@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -128,8 +129,7 @@ def inputs(settings: Settings, shared: Shared) -> list[Input]:
 
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
     """Make the dataset; raises DamagedInput past the damage limit and NothingLearned when no row is left."""
-    scratch = out / ".scratch"
-    scratch.mkdir(parents=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=out))  # of this run alone: a killed one may still write
     with runtime_of(settings.runtime) as runtime, Rejections(out / "rejections.parquet") as rejected:
         work = Work(scratch, runtime, rejected)
         logged = read_logs(settings, shared.task_definition, redaction_key(shared.work_dir.parent), work)

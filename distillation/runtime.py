@@ -8,6 +8,7 @@ from __future__ import annotations
 import gc
 import multiprocessing
 import os
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -97,13 +98,25 @@ class LocalRuntime:
 
 
 def _one_thread() -> None:
-    """Keep a worker to its core: every core has a worker already."""
+    """Keep a worker to its core (every core has a worker already), and to the life of the process that wants its work.
+
+    A worker whose parent was killed would wait for its next task for ever: each holds the queue open for the others.
+    """
     import pyarrow as pa
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
     os.environ["RAYON_NUM_THREADS"] = "1"
     gc.disable()  # a block makes a million objects and no cycles: looking for them costs a fifth of the time
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def runtime_of(kind: str, workers: int | None = None) -> Runtime:
