@@ -82,7 +82,7 @@ const facts = (pairs) => el("dl", null, pairs.filter(([, value]) => value !== un
   ([name, value]) => [el("dt", null, name), el("dd", null, value)]));
 const metadata = (row) => row.metadata && [el("h3", null, "Metadata"), facts(Object.entries(row.metadata))];
 const audited = (row) => (row.audit || []).map((each) => el("div", { class: "note" },
-  el("b", null, `Audit: ${each.finding}, ${each.action}. `), each.evidence, each.suggested && each.suggested !== row.answer ? ` Suggested: ${each.suggested}.` : ""));
+  el("b", null, `Audit: ${each.finding}, ${each.action}. `), each.evidence, each.suggested && each.suggested !== row.answer ? `. Suggested: ${each.suggested}` : ""));
 
 const ORIGINS = {
   teacher: ["as the teacher said", ""], confirmed: ["confirmed by a person", "good"],

@@ -71,7 +71,7 @@ const clusterView = () => {
   };
 };
 
-const score = (each) => (each.id ? percent(each.score, 0) : plural(each.score, "correction"));
+const score = (each) => (each.id ? (each.score > 0.9994 ? "over 99.9 %" : percent(each.score)) : plural(each.score, "correction"));
 const suspectView = () => ({
   rows: suspects, noun: ["finding", "findings"], none: "The audit found nothing to doubt (or did not run).", byId: (id) => suspects.filter((each) => each.id === id),
   shown: shownOf(suspects.length, data.suspects.total, "worst first"),
@@ -201,6 +201,10 @@ bar_.addEventListener("keydown", (event) => {
   location.hash = TABS[at][0];
 });
 
+const centre = () => {
+  const button = buttons.find((each) => each.getAttribute("aria-selected") === "true");
+  bar_.scrollLeft = button.offsetLeft - bar_.offsetLeft - (bar_.clientWidth - button.offsetWidth) / 2;
+};
 const route = () => {
   const [name, query] = location.hash.slice(1).split(/\?(.*)/s);
   const tab = TABS.some(([each]) => each === name) ? name : "overview";
@@ -208,8 +212,8 @@ const route = () => {
     const on = TABS[at][0] === tab;
     button.setAttribute("aria-selected", String(on));
     button.tabIndex = on ? 0 : -1;
-    if (on && bar_.scrollWidth > bar_.clientWidth) bar_.scrollLeft = button.offsetLeft - bar_.offsetLeft - (bar_.clientWidth - button.offsetWidth) / 2;
   });
+  centre();
   main.setAttribute("aria-labelledby", `tab-${tab}`);
   main.dataset.tab = tab;
   main.replaceChildren(...[tab === "overview" ? overview() : listView(VIEWS[tab](), new URLSearchParams(query || ""), tab)].flat(Infinity).filter((each) => each));
@@ -217,6 +221,7 @@ const route = () => {
 };
 document.getElementById("title").replaceChildren(data.name, el("span", null, ` · ${data.folder}`));
 window.addEventListener("hashchange", route);
+window.addEventListener("resize", centre);
 document.addEventListener("keydown", (event) => {
   const typing = /^(INPUT|SELECT|TEXTAREA)$/.test(document.activeElement.tagName);
   if (event.key === "Escape" && typing) document.activeElement.blur();
