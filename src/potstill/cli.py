@@ -43,6 +43,13 @@ def parser() -> argparse.ArgumentParser:
     )
     _recipe_command(commands, "status", "which folders are finished and which stages would run", "look:status")
 
+    look = _command(commands, "look", "browse a dataset: rows, reasons, clusters, suspects", "look_dataset:look")
+    look.add_argument("dataset", help="dataset folder, or a recipe (its newest finished dataset)")
+    look.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the recipe, such as work_dir=...")
+    look.add_argument("--out", metavar="FILE.html", help="the page (default: look-<folder>.html beside the folder)")
+    look.add_argument("--rows", type=int, default=2000, help="rows shown on each tab, at most (default: 2000)")
+    look.add_argument("--no-open", action="store_true", help="write the page, open no browser")
+
     serve = _command(commands, "serve", "serve an artifact folder or models:/NAME@ALIAS", "serve:serve_command")
     serve.add_argument("artifact", help="artifact folder, or models:/NAME@ALIAS")
     serve.add_argument("--recipe", help="take the serve section (and MLflow address) from this recipe")
