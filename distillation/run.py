@@ -226,7 +226,8 @@ def split_rows(settings: Settings, rows: Rows, clusters: Any) -> Verdicts:
     test, validation = (each if isinstance(each, float) else 0.0 for _, each in settings.split.shares())
     active = ~verdicts.left_out()
     place = divide(rows.numbers, clusters, rows.groups, active, test=test, validation=validation)
-    verdicts.place[active] = place[active]
+    placed = active & (place != TWIN)
+    verdicts.place[placed] = place[placed]
     verdicts.leave_out(place == TWIN, "split", TWIN_OF_TEST)
     return verdicts
 

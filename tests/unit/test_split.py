@@ -318,3 +318,15 @@ def test_row_that_stays_counts_and_weighs_the_rows_it_stands_for() -> None:
 def test_same_text_in_parts_is_the_same_prompt() -> None:
     parts = [{"role": "user", "content": [{"type": "text", "text": "hello"}]}]
     assert prompt_text(parts) == prompt_text([{"role": "user", "content": "hello"}])
+
+
+def test_twin_of_a_test_row_keeps_its_reason_beside_duplicates(whole: Whole) -> None:
+    splits = ["test", "train", "train"]
+    lines = [exchange(at, metadata={"conversation": f"c{at}", "split": splits[at % 3]}) for at in range(60)]
+    lines += [exchange(90, text=said(0), metadata={"conversation": "c90", "split": "train"})]
+    lines += [exchange(91, text=said(1), label="cash", metadata={"conversation": "c91", "split": "train"})]
+    _, out = whole(lines, split={"test": {"where": {"metadata.split": "test"}}})
+    assert {row["id"]: (row["step"], row["reason"].partition(" of")[0]) for row in rejections_of(out)} == {
+        "x00090": ("split", "twin"),
+        "x00091": ("fold", "exact duplicate"),
+    }
