@@ -2,6 +2,7 @@
 #   make demo        the quick start: a traffic log to a proven, served model, with a table at the end (minutes)
 #   make test        linters, types, import rules and the tests that everybody runs (at most 15 minutes on 2 cores)
 #   make check       linters, types, import rules alone
+#   make bench       the benchmarks, quick, as tables; JSON under work/bench/results
 #   make ui          MLflow at http://127.0.0.1:5000, over work/mlflow.db
 PYTHON ?= python3
 BIN := .venv/bin
@@ -24,8 +25,8 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q tests/unit/test_import_rules.py
 
-bench:
-	@echo "No benchmark exists yet: benchmarks/README.md says which are planned."
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.curate --quick
 
 ui: $(INSTALLED)
 	mkdir -p work

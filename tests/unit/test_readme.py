@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from distillation.connectors import FORMATS, connector
 from potstill.cli import parser
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -66,3 +67,12 @@ def test_paths_that_are_shown_exist(page: Path) -> None:
 def test_recipe_that_is_shown_is_the_quick_starts() -> None:
     (shown,) = (body for language, body in FENCE.findall((ROOT / "README.md").read_text()) if language == "yaml")
     assert yaml.safe_load(shown) == yaml.safe_load((ROOT / "configs" / "quickstart" / "recipe.yaml").read_text())
+
+
+def test_page_on_traffic_lists_every_format_with_its_companions() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|.*\|([^|]*)\|$", (ROOT / "docs" / "traffic.md").read_text(), re.MULTILINE)
+    assert [name for name, _ in rows] == list(FORMATS)
+    for name, companions in rows:
+        shown = set(re.findall(r"`(\w+)`", companions))
+        assert shown >= set(connector(name).companions)
+        assert shown <= set(connector(name).companions) | set(connector(name).companions.values())
