@@ -8,9 +8,8 @@ Run: `potstill distill RECIPE`
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
@@ -129,9 +128,9 @@ def inputs(settings: Settings, shared: Shared) -> list[Input]:
 
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
     """Make the dataset; raises DamagedInput past the damage limit and NothingLearned when no row is left."""
-    scratch = Path(tempfile.mkdtemp(prefix=".scratch-", dir=out))  # of this run alone: a killed one may still write
-    with runtime_of(settings.runtime) as runtime, Rejections(out / "rejections.parquet") as rejected:
-        work = Work(scratch, runtime, rejected)
+    scratch = TemporaryDirectory(prefix=".scratch-", dir=out)  # of this run alone: a killed one may still be writing
+    with scratch as folder, runtime_of(settings.runtime) as runtime, Rejections(out / "rejections.parquet") as rejected:
+        work = Work(Path(folder), runtime, rejected)
         logged = read_logs(settings, shared.task_definition, redaction_key(shared.work_dir.parent), work)
         standing = find_rule(logged.sample, logged.originals)
         rule = standing if settings.prompt == "internalise" else PromptRule()
@@ -143,7 +142,6 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
         facts = settle(settings, shared, work, rows, verdicts, standing, rule, out)
         deliver_blocks(work, out, rows, verdicts)
         facts |= facts_of(work, verdicts, rule, leaks)
-    shutil.rmtree(scratch)
     return write_card(shared, out, facts)
 
 
