@@ -11,7 +11,6 @@ Microseconds are processor time, all threads together, of 1 KB OpenAI chat rows.
 from __future__ import annotations
 
 import json
-import math
 import os
 import random
 import time
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.record import Record, arguments, columns
+from potstill.intervals import wilson
 from potstill.redaction import KINDS, Names, Redactor, redact_batch
 from potstill.redaction.names import NAME_KINDS, SpacyNames
 from potstill.redaction.rules import find
@@ -292,13 +292,6 @@ def keep(record: Record, name: str, counts: Counter[bool]) -> None:
 def shares(counts: Counter[bool]) -> tuple[str, str, str]:
     low, high = wilson(counts[True], counts.total())
     return f"{counts.total()}", f"{counts[True] / counts.total():.1%}", f"{low:.1%}..{high:.1%}"
-
-
-def wilson(hits: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """The 95 % interval of a share (Wilson, 1927)."""
-    middle = (hits + z * z / 2) / (total + z * z)
-    half = z / (total + z * z) * math.sqrt(hits * (total - hits) / total + z * z / 4)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +20,7 @@ from .duplicates import Places
 from .ingest import FEW_ORIGINALS, Ingested, IngestPlan, Originals, ingest
 from .lookup import companion_lines
 from .rejections import Rejections, rejected_table
-from .runtime import Runtime
+from .runtime import Clock, Runtime
 from .sources import FEEDBACK, Log
 from .turns import Trace, unlogged_turns
 from .verdicts import LEFT_OUT, Verdicts
@@ -37,16 +35,7 @@ class Work:
     rejected: Rejections
     steps: Counter[str] = field(default_factory=Counter)
     found: Counter[str] = field(default_factory=Counter)
-    seconds: Counter[str] = field(default_factory=Counter)
-
-    @contextmanager
-    def step(self, name: str) -> Iterator[None]:
-        """Count what the driver itself spends on a step."""
-        start = time.process_time()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.process_time() - start  # type: ignore[assignment]
+    clock: Clock = field(default_factory=Clock)
 
 
 @dataclass
@@ -111,7 +100,7 @@ def ingest_logs(work: Work, plan: IngestPlan, logs: Sequence[Log], damaged_limit
 def _take(work: Work, each: Ingested) -> None:
     work.steps.update(each.counts)
     work.found.update(each.found)
-    work.seconds.update(each.seconds)
+    work.clock.seconds.update(each.seconds)
     work.steps["damaged"] += len(each.damaged)
     work.rejected.add(each.damaged)
     work.rejected.add(each.rejected)
@@ -161,7 +150,7 @@ def describe_blocks(work: Work, plan: DescribePlan, logged: Logged) -> Rows:
             numbers.append(each.rows)
             keys += each.groups
             traces += each.traces
-            work.seconds.update(each.seconds)
+            work.clock.seconds.update(each.seconds)
             work.steps.update(each.counts)
             progress.advance(len(each.rows))
     groups = [np.array([row[at] for row in keys], np.uint64) for at in range(len(plan.groups))]
@@ -200,7 +189,7 @@ def deliver_blocks(work: Work, out: Path, rows: Rows, verdicts: Verdicts) -> Non
                     if len(table):
                         writer.write_table(table)
                 work.rejected.add(each.rejected)
-                work.seconds.update(each.seconds)
+                work.clock.seconds.update(each.seconds)
                 progress.advance(sum(map(len, each.splits)) + len(each.rejected))
     finally:
         for writer in writers:

@@ -136,7 +136,7 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
         rule = standing if settings.prompt == "internalise" else PromptRule()
         rows = describe_rows(settings, shared, work, logged, standing)
         clusters = find_clusters(settings, work, rows)
-        with work.step("split"):
+        with work.clock.step("split"):
             verdicts = split_rows(settings, rows, clusters)
             leaks = leakage(rows.numbers, clusters, rows.groups, verdicts.place)
         facts = settle(settings, shared, work, rows, verdicts, standing, rule, out)
@@ -207,9 +207,9 @@ def find_clusters(settings: Settings, work: Work, rows: Rows) -> Any:
     numbers, threshold, semantic = rows.numbers, settings.duplicates.threshold, settings.duplicates.semantic
     bands, _ = bands_for(threshold)
     places = rows.places(work.scratch)
-    with work.step("duplicates"):
+    with work.clock.step("duplicates"):
         edges = near_duplicates(
-            numbers["prompt"], numbers["selected"], bands, places, threshold, work.runtime, work.seconds
+            numbers["prompt"], numbers["selected"], bands, places, threshold, work.runtime, work.clock.seconds
         )
         if semantic.enabled:
             edges.append(semantic_edges(numbers["selected"], places, semantic))
@@ -244,13 +244,13 @@ def settle(
     task = shared.task()
     facts: Json = {"preferences": None}
     if settings.preferences:
-        with work.step("preferences"):
+        with work.clock.step("preferences"):
             facts["preferences"] = write_judged(out, task, rule, work, rows, verdicts)
     if settings.turns == "whole":
         learn_whole(rows, verdicts)
     decontaminate(settings.decontaminate, work, rows, verdicts)
     facts["poisoning"] = against_poison(settings.poisoning, task, work, rows, verdicts)
-    with work.step("audit"):
+    with work.clock.step("audit"):
         audited = audit_teacher(settings.audit, task, standing, work, rows, verdicts)
     facts["audit"], facts["audit_card"] = audited.facts, list(audited.card)
     facts["relabel"] = ask_again(settings.relabel, task, audited, work, rows, verdicts, shared.work_dir / "relabel")
@@ -262,7 +262,7 @@ def settle(
     leave_boilerplate_out(settings.boilerplate, task, rows, verdicts)
     verdicts.weight[rows.numbers["corrected"]] = settings.corrections.weight
     most = settings.duplicates.most if settings.duplicates.weight == "count" else 1
-    with work.step("fold"):
+    with work.clock.step("fold"):
         fold(verdicts, rows.numbers, rows.numbers["answer"], most=most)
     spend_budget(settings.budget, work, rows, verdicts)
     refuse_empty(work, verdicts)
@@ -295,7 +295,7 @@ def facts_of(work: Work, verdicts: Verdicts, rule: PromptRule, leaks: Json) -> J
         "redacted": dict(work.found.most_common()),
         "prompt_rule": rule.to_json(),
         "leakage": leaks,
-        "seconds": {step: round(cpu, 3) for step, cpu in work.seconds.items()},
+        "seconds": {step: round(cpu, 3) for step, cpu in work.clock.seconds.items()},
     }
 
 

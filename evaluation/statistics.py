@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from potstill.intervals import wilson
 from potstill.tasks.base import Metric
 
 if TYPE_CHECKING:
@@ -193,17 +194,6 @@ def fewest_differing(alpha: float) -> int:
     The percentile interval would call four wins against no loss superior; the sign test's p is 0.125.
     """
     return math.ceil(1 + math.log2(1 / alpha))
-
-
-def wilson(successes: float, n: int, alpha: float) -> tuple[float, float]:
-    """Wilson's score interval of a rate, clipped to [0, 1]; `successes` may be a fraction (a mean times n)."""
-    from scipy.stats import norm
-
-    z2 = float(norm.ppf(1 - alpha / 2)) ** 2
-    rate = successes / n
-    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
-    half = math.sqrt(z2) / (1 + z2 / n) * math.sqrt(max(0.0, rate * (1 - rate) / n + z2 / (4 * n * n)))
-    return (0.0 if rate <= 0 else max(0.0, centre - half), 1.0 if rate >= 1 else min(1.0, centre + half))
 
 
 def _terms(metric: Metric, rows: Rows) -> Array:

@@ -18,6 +18,7 @@ from potstill.completers.llama_cpp import LlamaCppCompleter
 from potstill.contract import Contract, first_difference, golden_differences
 from potstill.engine import Engine
 from potstill.errors import ParityMismatch, PotstillError
+from potstill.intervals import wilson
 from potstill.manifest import write_atomically
 from potstill.models import read_gguf_field
 from potstill.progress import say, track
@@ -146,14 +147,6 @@ def compare(
     equal = rows - len(differing)
     low, high = wilson(equal, rows)
     return Agreement(rows, equal, equal / rows, low, high, both_invalid, differing)
-
-
-def wilson(successes: int, trials: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson 1927), which behaves at 0 and 1."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(successes, trials).proportion_ci(0.95, method="wilson")
-    return float(interval.low), float(interval.high)
 
 
 def refuse_other_answers(name: str, agreement: Agreement, max_mismatch_share: float) -> None:

@@ -6,11 +6,11 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from potstill.intervals import wilson
 from potstill.records import Json
 
 from .rows import AuditRow
 
-Z95 = 1.959964
 FEWEST = 20  # corrections; a rate of fewer is not worth a sentence
 ASSUMPTION = "the corrected rows are a random sample of all rows, and the corrections are right"
 ONE_SIDED = "corrections exist only where the teacher was wrong, so they say nothing of how often that is"
@@ -55,16 +55,6 @@ def agreement(rows: Iterable[AuditRow]) -> Agreement:
     """Counted over corrected rows; an invalid answer agrees with nothing."""
     corrected = [each for each in rows if each.correction is not None]
     return Agreement(len(corrected), sum(each.teacher == each.correction for each in corrected))
-
-
-def wilson(successes: float, n: int) -> tuple[float, float]:
-    """Wilson's score interval (1927) of a rate, at 95 %; (0, 1) for no rows."""
-    if n == 0:
-        return 0.0, 1.0
-    rate, z2 = successes / n, Z95**2
-    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
-    half = Z95 / (1 + z2 / n) * math.sqrt(rate * (1 - rate) / n + z2 / (4 * n * n))
-    return (0.0 if rate <= 0 else max(0.0, centre - half), 1.0 if rate >= 1 else min(1.0, centre + half))
 
 
 def rates_differ(a: int, of_a: int, b: int, of_b: int) -> float | None:

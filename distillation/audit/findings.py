@@ -7,9 +7,9 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from potstill.intervals import wilson
 from potstill.records import Json
 
-from .agreement import wilson
 from .rows import Action, AuditRow, Kind
 from .settings import Audit, Change
 

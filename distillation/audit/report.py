@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from potstill.intervals import wilson
 from potstill.records import Json
 
-from .agreement import wilson
 from .findings import Opinion
 from .rows import Action, AuditRow, finding
 

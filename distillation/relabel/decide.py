@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import RecipeError
+from potstill.intervals import wilson
 from potstill.records import Json, Message
 from potstill.tasks.base import Task
 
@@ -207,8 +208,5 @@ def rate(hits: int, count: int) -> Json:
     """A share with Wilson's 95 % interval (Wilson 1927); null where there is nothing to count."""
     if count == 0:
         return {"hits": 0, "of": 0, "rate": None, "low": None, "high": None}
-    from scipy.stats import binomtest
-
-    interval = binomtest(hits, count).proportion_ci(0.95, "wilson")
-    found = {"hits": hits, "of": count, "rate": hits / count}
-    return found | {"low": float(interval.low), "high": float(interval.high)}
+    low, high = wilson(hits, count)
+    return {"hits": hits, "of": count, "rate": hits / count, "low": low, "high": high}

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from scipy.stats import binomtest
 
 from distillation.relabel import Relabel, RelabelRow, relabel
 from potstill.records import canonical_json
@@ -46,8 +45,7 @@ def work(job: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    httpx.Client().close()  # both import the rest of what they need at first use
-    binomtest(1, 2).proportion_ci(0.95, "wilson")
+    httpx.Client().close()  # it imports the rest of what it needs at first use
     for line in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -20,6 +20,7 @@ from potstill.dataset import write_examples
 from potstill.engine import Engine
 from potstill.errors import DamagedInput, ManifestMismatch, ParityMismatch, PotstillError
 from potstill.gguf_file import read_gguf_metadata
+from potstill.intervals import wilson
 from potstill.manifest import write_manifest
 from potstill.records import Example, Json
 from potstill.stage import Shared
@@ -139,7 +140,7 @@ def test_equal_means_equal_values_and_invalid_on_both_sides_is_counted_apart() -
     ("rows", "differing", "refused"), [(5, 1, False), (64, 6, False), (64, 20, True), (1000, 80, True)]
 )
 def test_a_file_is_refused_only_when_chance_cannot_explain_it(rows: int, differing: int, refused: bool) -> None:
-    low, high = verify.wilson(rows - differing, rows)
+    low, high = wilson(rows - differing, rows)
     agreement = verify.Agreement(rows, rows - differing, 1 - differing / rows, low, high, 0, [{}] * differing)
     if not refused:
         verify.refuse_other_answers("gguf-q8_0", agreement, 0.05)

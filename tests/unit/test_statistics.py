@@ -18,8 +18,8 @@ from evaluation.statistics import (
     paired_difference,
     rows_needed,
     verdict,
-    wilson,
 )
+from potstill.intervals import wilson
 from potstill.tasks.base import Metric
 
 ACCURACY = Metric("accuracy", {"correct": 1.0})
