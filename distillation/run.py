@@ -55,6 +55,7 @@ from .settle import (
 )
 from .sources import Source, check_sources, open_logs, source_inputs
 from .split import TWIN, TWIN_OF_TEST, Split, divide, leakage
+from .spool import forget_spool
 from .turns import Turns
 from .verdicts import OWN_FILTER, OWN_REFUSAL, Verdicts, fold, seen_before
 
@@ -130,6 +131,7 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     """Make the dataset; raises DamagedInput past the damage limit and NothingLearned when no row is left."""
     scratch = out / ".scratch"
     scratch.mkdir(parents=True)
+    forget_spool()
     with runtime_of(settings.runtime) as runtime, Rejections(out / "rejections.parquet") as rejected:
         work = Work(scratch, runtime, rejected)
         logged = read_logs(settings, shared.task_definition, redaction_key(shared.work_dir.parent), work)
@@ -226,7 +228,8 @@ def split_rows(settings: Settings, rows: Rows, clusters: Any) -> Verdicts:
     test, validation = (each if isinstance(each, float) else 0.0 for _, each in settings.split.shares())
     active = ~verdicts.left_out()
     place = divide(rows.numbers, clusters, rows.groups, active, test=test, validation=validation)
-    verdicts.place[active] = place[active]
+    placed = active & (place != TWIN)
+    verdicts.place[placed] = place[placed]
     verdicts.leave_out(place == TWIN, "split", TWIN_OF_TEST)
     return verdicts
 
@@ -247,9 +250,9 @@ def settle(
     if settings.preferences:
         with work.step("preferences"):
             facts["preferences"] = write_judged(out, task, rule, work, rows, verdicts)
+    decontaminate(settings.decontaminate, work, rows, verdicts)
     if settings.turns == "whole":
         learn_whole(rows, verdicts)
-    decontaminate(settings.decontaminate, work, rows, verdicts)
     facts["poisoning"] = against_poison(settings.poisoning, task, work, rows, verdicts)
     with work.step("audit"):
         audited = audit_teacher(settings.audit, task, standing, work, rows, verdicts)
