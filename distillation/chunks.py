@@ -30,16 +30,14 @@ def line_chunks(file: str) -> Iterator[bytes]:
         start = raw.read(4)
         raw.seek(0)
         if start == b"PAR1":
-            yield from _packed(_parquet_rows(raw))
+            yield from _packed(_parquet_rows(raw, file))
             return
         chunks = _counted(_decompressed(raw, start), file)
         head = next(chunks, b"")
         chunks = chain([head], chunks)
         first = head.lstrip()[:1]
         if first == b"[":
-            import ijson
-
-            yield from _packed(ijson.items(_Readable(chunks), "item", use_float=True))
+            yield from _packed(_items(chunks, file))
         elif first == b"{" and _is_one_document(head):
             yield from _packed(_document(chunks, file))
         else:
@@ -143,6 +141,17 @@ def _document(chunks: Iterable[bytes], file: str) -> list[Any]:
     return next((document[key] for key in ("data", "traces") if isinstance(document.get(key), list)), [document])
 
 
+def _items(chunks: Iterator[bytes], file: str) -> Iterator[Any]:
+    """The items of one JSON array."""
+    import ijson
+
+    try:
+        yield from ijson.items(_Readable(chunks), "item", use_float=True)
+    except ijson.JSONError as fault:
+        said = " ".join(str(fault).split())
+        raise DamagedInput(f"{file}: begins like a JSON array and is none ({said}); restore the file") from fault
+
+
 class _Readable:
     """Chunks as a file to read from."""
 
@@ -174,12 +183,16 @@ def _packed(records: Any) -> Iterator[bytes]:
         yield b"\n".join(lines) + b"\n"
 
 
-def _parquet_rows(raw: Any) -> Iterator[Any]:
+def _parquet_rows(raw: Any, file: str) -> Iterator[Any]:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    for batch in pq.ParquetFile(raw).iter_batches(batch_size=1024):
-        for row in batch.to_pylist():
-            yield {name: _unpacked(value) for name, value in row.items() if value is not None}
+    try:
+        for batch in pq.ParquetFile(raw).iter_batches(batch_size=1024):
+            for row in batch.to_pylist():
+                yield {name: _unpacked(value) for name, value in row.items() if value is not None}
+    except (pa.ArrowInvalid, OSError) as fault:
+        raise DamagedInput(f"{file}: not Parquet to its end ({fault}); restore the file") from fault
 
 
 def _unpacked(value: Any) -> Any:

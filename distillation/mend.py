@@ -61,11 +61,11 @@ def ask_again(
 
     if settings is None:
         return None
-    wanted = verdicts.learning()
+    named = np.zeros(rows.size, bool)
+    named[[row for row, each in audited.actions.items() if each.kind != "keep"]] = True
+    wanted = verdicts.learning() | (verdicts.left_out() & named)  # what the audit dropped may come back
     if settings.rows == "suspects":
-        named = np.zeros(rows.size, bool)
-        named[[row for row, each in audited.actions.items() if each.kind != "keep"]] = True
-        wanted = (verdicts.learning() | (verdicts.left_out() & named)) & named & ~rows.numbers["corrected"]
+        wanted &= named & ~rows.numbers["corrected"]
     elif settings.rows == "invalid":
         wanted &= ~rows.numbers["teaches"]
     numbers = np.flatnonzero(wanted)
@@ -75,7 +75,9 @@ def ask_again(
     answers: dict[int, str | None] = {
         int(row): each.answer for row, each in zip(numbers, results, strict=True) if not rows.numbers["corrected"][row]
     }
-    verdicts.take_back([row for row, answer in answers.items() if answer is not None], "audit")
+    decided = [row for row, answer in answers.items() if answer is not None]
+    verdicts.take_back(decided, "audit")
+    verdicts.weight[decided] = 1.0  # the audit's doubt was about the answer before
     _answer(verdicts, rows, answers)
     return facts
 

@@ -55,6 +55,7 @@ from .settle import (
 )
 from .sources import Source, check_sources, open_logs, source_inputs
 from .split import TWIN, TWIN_OF_TEST, Split, divide, leakage
+from .spool import forget_spool
 from .turns import Turns
 from .verdicts import OWN_FILTER, OWN_REFUSAL, Verdicts, fold, seen_before
 
@@ -129,6 +130,7 @@ def inputs(settings: Settings, shared: Shared) -> list[Input]:
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
     """Make the dataset; raises DamagedInput past the damage limit and NothingLearned when no row is left."""
     scratch = TemporaryDirectory(prefix=".scratch-", dir=out)  # of this run alone: a killed one may still be writing
+    forget_spool()
     with scratch as folder, runtime_of(settings.runtime) as runtime, Rejections(out / "rejections.parquet") as rejected:
         work = Work(Path(folder), runtime, rejected)
         logged = read_logs(settings, shared.task_definition, redaction_key(shared.work_dir.parent), work)
@@ -246,9 +248,9 @@ def settle(
     if settings.preferences:
         with work.clock.step("preferences"):
             facts["preferences"] = write_judged(out, task, rule, work, rows, verdicts)
+    decontaminate(settings.decontaminate, work, rows, verdicts)
     if settings.turns == "whole":
         learn_whole(rows, verdicts)
-    decontaminate(settings.decontaminate, work, rows, verdicts)
     facts["poisoning"] = against_poison(settings.poisoning, task, work, rows, verdicts)
     with work.clock.step("audit"):
         audited = audit_teacher(settings.audit, task, standing, work, rows, verdicts)

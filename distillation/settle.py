@@ -5,6 +5,7 @@ nothing, stands in an evaluation file, passes a cap or a budget, or is a duplica
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +32,20 @@ def learn_whole(rows: Rows, verdicts: Verdicts) -> None:
     import numpy as np
 
     learning, conversations = verdicts.learning(), rows.numbers["conversation"]
+    learnt = learning & rows.numbers["teaches"]
     members: dict[int, list[int]] = {}
     for row in np.flatnonzero(np.isin(conversations, conversations[learning])).tolist():
         members.setdefault(int(conversations[row]), []).append(row)
     for group in members.values():
-        at = {rows.traces[row].id: row for row in group}
-        found = whole([rows.traces[row] for row in group])
+        at = {rows.traces[row].id: row for row in group if learning[row]}
+        spoilt = {each for row in group for each in rows.traces[row].spoilt}
+        last = {mark: {rows.traces[row].hashes[-1] for row in group if learnt[row] == mark} for mark in (True, False)}
+        spoilt |= last[False] - last[True]  # what nobody may learn is not learnt as a part of something longer either
+        found = whole([replace(rows.traces[row], spoilt=tuple(spoilt)) for row in at.values()])
         for identity, learn in found.learn.items():
             verdicts.whole[at[identity]] = learn == "conversation"
         for identity, reason in found.left_out.items():
-            if learning[at[identity]]:
-                verdicts.leave_out([at[identity]], "turns", reason)
+            verdicts.leave_out([at[identity]], "turns", reason)
 
 
 def decontaminate(settings: Decontaminate, work: Work, rows: Rows, verdicts: Verdicts) -> None:
@@ -59,14 +63,15 @@ def decontaminate(settings: Decontaminate, work: Work, rows: Rows, verdicts: Ver
 def _contaminated(plan: tuple[Path, Decontaminate], block: int) -> dict[int, str]:
     """The rows of a block that stand in an evaluation file, with file and line."""
     scratch, settings = plan
-    if settings not in _INDEX:
-        _INDEX[settings] = Contamination.build(settings)
+    if plan not in _INDEX:  # by run: the files may have changed since the last one
+        _INDEX.clear()
+        _INDEX[plan] = Contamination.build(settings)
     table = read_spool(scratch, "rows", block, ("id", "asked"))
-    hits = _INDEX[settings].hits(table.column("asked").to_pylist(), table.column("id").to_pylist())
+    hits = _INDEX[plan].hits(table.column("asked").to_pylist(), table.column("id").to_pylist())
     return {at: place for at, place in enumerate(hits) if place is not None}
 
 
-_INDEX: dict[Decontaminate, Contamination] = {}
+_INDEX: dict[tuple[Path, Decontaminate], Contamination] = {}
 
 
 def write_judged(out: Path, task: Task, rule: PromptRule, work: Work, rows: Rows, verdicts: Verdicts) -> Json:

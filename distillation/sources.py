@@ -65,17 +65,21 @@ def check_sources(sources: Sequence[Source]) -> None:
         if each.format not in FORMATS:
             faults.append(f"distill.sources.{at}.format: found {each.format!r}, expected auto or {', '.join(FORMATS)}")
             continue
-        known = connector(each.format)
-        for name in each.beside.keys() - known.companions.keys():
-            expected = ", ".join(known.companions) or "none"
-            faults.append(
-                f"distill.sources.{at}.beside.{name}: {each.format} has no such companion; it has: {expected}"
-            )
-        for name in known.required:
-            if name not in each.beside:
-                faults.append(f"distill.sources.{at}.beside.{name}: missing; {each.format} cannot be read without it")
+        faults += _companion_faults(at, each, connector(each.format))
     if faults:
         raise RecipeError(faults)
+
+
+def _companion_faults(at: int, source: Source, known: Connector) -> list[str]:
+    expected = ", ".join(known.companions) or "none"
+    return [
+        f"distill.sources.{at}.beside.{name}: {known.name} has no such companion; it has: {expected}"
+        for name in sorted(source.beside.keys() - known.companions.keys())
+    ] + [
+        f"distill.sources.{at}.beside.{name}: missing; {known.name} cannot be read without it"
+        for name in known.required
+        if name not in source.beside
+    ]
 
 
 def files_of(path: str) -> list[str]:
@@ -128,15 +132,19 @@ def open_logs(sources: Sequence[Source], scratch: Path) -> tuple[list[Log], Comp
     companions: Companions = {}
     for at, source in enumerate(sources):
         beside = {name: files_of(path) for name, path in source.beside.items()}
-        for file in files_of(source.path):
+        files = files_of(source.path)
+        feedback = sorted({each for file in files for each in feedback_files(file)})
+        for file in files:
             if source.format == "auto":
                 found = detect(_first_records(file), file)
                 say(f"{file}: read as {found.name} ({found.what})")
+                if faults := _companion_faults(at, source, found):
+                    raise RecipeError(faults)
             else:
                 found = connector(source.format)
             logs.append(Log(at, file, found))
             wanted = {name: (beside[name], key) for name, key in found.companions.items() if name in beside}
-            if feedback := feedback_files(file):
+            if feedback:
                 wanted[FEEDBACK] = (feedback, "id")
             if wanted and at not in companions:
                 companions[at] = build_lookup(scratch / f"companions-{at}.sqlite", wanted)

@@ -48,6 +48,11 @@ def cells(scratch: Path, kind: str, column: str, rows: Sequence[tuple[int, int]]
     return [_open(str(spool_path(scratch, kind, block))).column(column)[at].as_py() for block, at in rows]
 
 
+def forget_spool() -> None:
+    """Let go of the blocks that are open: another run may have put others where they lie."""
+    _open.cache_clear()
+
+
 def table_of(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
     """A table from columns of plain Python values."""
     import pyarrow as pa

@@ -146,5 +146,5 @@ def _folded(members: list[int], corrected: Any, answers: Any, verdicts: Verdicts
             verdicts.count[twin] += 1
             out.append((row, twin))
     for row in chosen.values():
-        verdicts.weight[row] = min(verdicts.weight[row] * verdicts.count[row], most)
+        verdicts.weight[row] *= min(verdicts.count[row], most)
     return out
