@@ -120,9 +120,24 @@ def _is_json(line: bytes) -> bool:
 
 
 def _is_one_document(head: bytes) -> bool:
-    """Whether a file that begins with `{` is one document over several lines, not JSON lines (some perhaps damaged)."""
+    """Whether a file that begins with `{` is one document, not JSON lines (some perhaps damaged).
+
+    It is when it goes over several lines, or when its only line is a page of an API (`{"data": [...]}`).
+    """
     lines = head.lstrip().split(b"\n", 2)
-    return len(lines) > 1 and not any(_is_json(line) and line.lstrip()[:1] == b"{" for line in lines[:2])
+    if len(lines) > 1 and lines[1].strip():
+        return not any(_is_json(line) and line.lstrip()[:1] == b"{" for line in lines[:2])
+    return len(head) < BLOCK_BYTES and (not _is_json(lines[0]) or _page(lines[0]) is not None)
+
+
+def _page(text: bytes) -> list[Any] | None:
+    """The records of a page of an API."""
+    import orjson
+
+    document = orjson.loads(text)
+    if not isinstance(document, dict):
+        return None
+    return next((document[key] for key in ("data", "traces") if isinstance(document.get(key), list)), None)
 
 
 def _document(chunks: Iterable[bytes], file: str) -> list[Any]:
@@ -135,10 +150,10 @@ def _document(chunks: Iterable[bytes], file: str) -> list[Any]:
         if whole.tell() > MAX_DOCUMENT_BYTES:
             raise DamagedInput(f"{file}: one JSON document of more than 1 GiB; write it as JSON lines")
     try:
-        document = orjson.loads(whole.getvalue())
+        page = _page(whole.getvalue())
     except orjson.JSONDecodeError:
         return whole.getvalue().rstrip(b"\n").split(b"\n")
-    return next((document[key] for key in ("data", "traces") if isinstance(document.get(key), list)), [document])
+    return page if page is not None else [orjson.loads(whole.getvalue())]
 
 
 def _items(chunks: Iterator[bytes], file: str) -> Iterator[Any]:

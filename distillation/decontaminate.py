@@ -8,8 +8,8 @@ lines, JSON lines, CSV or Parquet, compressed or not, and our own datasets and g
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
@@ -67,14 +67,17 @@ class Contamination:
     near: _Near | None
 
     @classmethod
-    def build(cls, settings: Decontaminate) -> Contamination:
-        """Read the files; raises RecipeError for one that is missing, damaged or has no text."""
+    def build(cls, settings: Decontaminate, clean: Callable[[str], str] = str) -> Contamination:
+        """Read the files; raises RecipeError for one that is missing, damaged or has no text.
+
+        `clean` does to a text what was done to those that will be looked up (redaction, say).
+        """
         import numpy as np
         import pyarrow.compute as pc
 
         found = [text for file in settings.evaluation_files() for text in evaluation_texts(file.path, file.keys)]
         ids = {each.text: each.place for each in reversed(found) if each.is_id}
-        texts = [each for each in found if not each.is_id]
+        texts = [replace(each, text=clean(each.text)) for each in found if not each.is_id]
         words = words_of([each.text for each in texts])
         enough = pc.indices_nonzero(pc.greater_equal(pc.list_value_length(words), LEAST_WORDS))
         places, words = [texts[at].place for at in enough.to_pylist()], words.take(enough)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 from potstill.dataset import JSON_COLUMNS, example_schema
 from potstill.prompt import PromptRule
 from potstill.records import Example, Exchange, Feedback, Message
-from potstill.redaction import PLACEHOLDER
 from potstill.tasks import task_from
 
 from .choose import Corrections, matches, thumbs_down, to_example
 from .filters import Filters, answer_reasons, selection_reasons
 from .fingerprints import band_keys, hash64, prompt_text, shares_of, signatures
 from .groups import Group, group_key
+from .redact import comparable
 from .runtime import Clock
 from .shorten import Cut, shorten
 from .spool import read_spool, write_spool
@@ -70,7 +70,7 @@ def row_type() -> Any:
         [
             ("prompt", "u8"), ("request", "u8"), ("conversation", "u8"), ("user", "u8"), ("key", "u8"),
             ("answer", "u8"), ("source", "u8"), ("share", "f8"), ("turns", "i4"), ("length", "i4"), ("recorded", "i1"),
-            ("corrected", "?"), ("teaches", "?"), ("selected", "?"), ("opinion", "?"),
+            ("corrected", "?"), ("teaches", "?"), ("selected", "?"), ("opinion", "?"), ("down", "?"),
         ]
     )  # fmt: skip
 
@@ -87,27 +87,32 @@ def describe(plan: DescribePlan, given: tuple[int, Mapping[str, Sequence[int]]])
         items = _items(plan, block, unlogged)
         exchanges = [each.exchange for each in items]
         bare = [plan.standing.apply(each.messages) for each in exchanges]
-        texts = [_comparable(prompt_text(each)) for each in bare]
+        texts = [comparable(prompt_text(each)) for each in bare]
         prompts = bare if plan.internalise else [each.messages for each in exchanges]
-        prompts, unfit = _shortened(plan, prompts, exchanges, counts)
+        prompts, cuts = _shortened(plan, prompts, exchanges)
+        counts["shortened"] = sum(each is not None and each.fits for each in cuts)
         made = [
             to_example(each, task, prompt, plan.corrections) for each, prompt in zip(exchanges, prompts, strict=True)
         ]
         examples = [example for example, _ in made]
-        filtered = [thumbs or long for thumbs, long in zip(map(thumbs_down, exchanges), unfit, strict=True)]
-        table = _table(items, examples, [refusal for _, refusal in made], texts, filtered)
+        table = _table(items, examples, [refusal for _, refusal in made], texts, list(map(_too_long, cuts)))
     with clock.step("filter"):
-        table, selected, teaches = _filtered(table, plan.filters)
+        table, selected, teaches, down = _filtered(table, plan.filters, [thumbs_down(each) for each in exchanges])
     with clock.step("fingerprint"):
         signature = signatures(texts)
         np.save(plan.scratch / f"bands-{block:010d}.npy", band_keys(signature, plan.threshold))
         rows = _rows(plan, exchanges, examples, texts, table)
-        rows["selected"], rows["teaches"] = selected, teaches
+        rows["selected"], rows["teaches"], rows["down"] = selected, teaches, down
     with clock.step("examples"):
         write_spool(plan.scratch, "rows", block, table, mapped=True)
         groups = _groups(plan, exchanges)
         checked: dict[int, bool] = {}
         traces = [trace(each, task, checked) for each in exchanges] if plan.turns == "whole" else []
+        # what is cut off the beginning of a conversation would be learnt nowhere, were its own rows left out for it
+        traces = [
+            each if cut is None else replace(each, spoilt=(*each.spoilt, each.hashes[-1]))
+            for each, cut in zip(traces, cuts, strict=plan.turns == "whole")
+        ]
     ids = pa.array([each.id for each in exchanges], pa.string())
     return Described(block, ids, rows, groups, traces, counts, clock.seconds)
 
@@ -135,28 +140,20 @@ def _items(plan: DescribePlan, block: int, unlogged: Mapping[str, Sequence[int]]
 
 
 def _shortened(
-    plan: DescribePlan, prompts: list[list[Message]], exchanges: Sequence[Exchange], counts: Counter[str]
-) -> tuple[list[list[Message]], list[str | None]]:
-    """Prompts cut to the recipe's length, and why a row cannot be."""
+    plan: DescribePlan, prompts: list[list[Message]], exchanges: Sequence[Exchange]
+) -> tuple[list[list[Message]], list[Cut | None]]:
+    """Prompts cut to the recipe's length, and what was cut of each."""
     if plan.longest_prompt is None:
         return prompts, [None] * len(prompts)
-    out: list[list[Message]] = []
-    unfit: list[str | None] = []
-    for prompt, exchange in zip(prompts, exchanges, strict=True):
-        short, cut = shorten(prompt, plan.longest_prompt, len, exchange.tools)
-        counts["shortened"] += cut is not None and cut.fits
-        out.append(short)
-        unfit.append(_too_long(cut))
-    return out, unfit
+    made = [
+        shorten(each, plan.longest_prompt, len, exchange.tools)
+        for each, exchange in zip(prompts, exchanges, strict=True)
+    ]
+    return [prompt for prompt, _ in made], [cut for _, cut in made]
 
 
 def _too_long(cut: Cut | None) -> str | None:
     return None if cut is None or cut.fits else f"prompt too long to be shortened: {cut}"
-
-
-def _comparable(text: str) -> str:
-    """The text with all placeholders of a kind alike: a value's own differs between conversations."""
-    return PLACEHOLDER.sub(lambda found: found.group().partition("_")[0] + ">", text) if "_" in text else text
 
 
 def trusted(data: dict[str, Any]) -> Exchange:
@@ -220,8 +217,12 @@ def _asked(example: Example) -> str:
     return next((str(each.get("content") or "") for each in reversed(example.messages) if each["role"] == "user"), "")
 
 
-def _filtered(table: pa.Table, filters: Filters) -> tuple[pa.Table, Any, Any]:
-    """Reasons of the filters put beside the task's own; masks of rows selected, and of rows that teach."""
+def _filtered(table: pa.Table, filters: Filters, thumbs: Sequence[str | None]) -> tuple[pa.Table, Any, Any, Any]:
+    """Reasons of the filters put beside the task's own; masks of rows selected, that teach, and with a thumb down.
+
+    A thumb down keeps a row out too, but later: what people do not want is a preference.
+    """
+    import pyarrow as pa
     import pyarrow.compute as pc
 
     names = {"teacher_text": "answer", "answer": "learnt"}
@@ -229,11 +230,11 @@ def _filtered(table: pa.Table, filters: Filters) -> tuple[pa.Table, Any, Any]:
     filtered = pc.coalesce(table.column("filtered"), selection_reasons(batch, filters))
     taught = pc.if_else(table.column("corrected"), None, answer_reasons(batch, filters))
     refusal = pc.coalesce(table.column("refusal"), taught)
-    for name, values in (("filtered", filtered), ("refusal", refusal)):
+    disliked = pa.array(thumbs, pa.string())
+    for name, values in (("filtered", pc.coalesce(filtered, disliked)), ("refusal", refusal)):
         table = table.set_column(table.column_names.index(name), table.schema.field(name), values)
-    selected = pc.is_null(filtered).to_numpy()
-    teaches = pc.is_null(refusal).to_numpy()
-    return table, selected, teaches
+    selected, teaches, down = (pc.is_null(filtered), pc.is_null(refusal), pc.is_valid(disliked))
+    return table, *(each.to_numpy(zero_copy_only=False) for each in (selected, teaches, down))
 
 
 def _rows(

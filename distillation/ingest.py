@@ -25,7 +25,7 @@ from .rejections import rejected_table
 from .runtime import Clock
 from .sources import FEEDBACK, Block
 from .spool import write_spool
-from .turns import Trace, trace
+from .turns import Trace, Turns, trace
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -45,7 +45,8 @@ class IngestPlan:
     redact: Redact
     key: bytes
     sample_share: float
-    task: Mapping[str, Any] | None = None  # given when the turns that no exchange answered are wanted
+    turns: Turns = "logged"
+    task: Mapping[str, Any] | None = None  # needed for turns other than the logged ones
 
 
 @dataclass
@@ -62,6 +63,7 @@ class Ingested:
     sample: list[Parts]
     originals: Originals
     traces: list[tuple[str, Trace]]  # with the conversation
+    refused: list[int]  # the turns (last hash of a trace) that selection keeps out: nobody may learn them elsewhere
     asked: set[str]  # companion keys of feedback that were looked up
     seconds: Counter[str] = field(default_factory=Counter)
 
@@ -95,7 +97,8 @@ def ingest(plan: IngestPlan, task: tuple[int, Block]) -> Ingested:
         torn = _damaged(block, damaged, redactor)
     with clock.step("read"):
         sample = _sample(plan, redacted)
-        traces = _traces(plan, kept)
+        traces = _traces(plan, kept) if plan.turns == "every" else []
+        refused = [each.hashes[-1] for _, each in _traces(plan, [exchange for _, _, exchange in left])]
         table = pa.table({"exchange": redacted, "line": pa.array(lines, pa.int64())})
         write_spool(plan.scratch, "read", number, table)
     counts["exchanges"] += len(kept) + len(left)
@@ -112,6 +115,7 @@ def ingest(plan: IngestPlan, task: tuple[int, Block]) -> Ingested:
         sample,
         originals,
         traces,
+        refused,
         asked,
         clock.seconds,
     )
@@ -197,7 +201,7 @@ def _sample(plan: IngestPlan, exchanges: pa.Array) -> list[Parts]:
 
 
 def _traces(plan: IngestPlan, exchanges: list[Exchange]) -> list[tuple[str, Trace]]:
-    if plan.task is None:
+    if plan.turns == "logged" or plan.task is None:
         return []
     task, checked = task_from(dict(plan.task)), dict[int, bool]()
     return [(each.conversation, trace(each, task, checked)) for each in exchanges]

@@ -48,6 +48,7 @@ class Logged:
     sample: list[Parts]
     originals: Originals
     traces: list[list[tuple[str, Trace]]]  # by block
+    refused: set[int]  # turns that selection keeps out
 
 
 @dataclass
@@ -61,6 +62,7 @@ class Rows:
     numbers: Any
     groups: list[Any]
     traces: list[Trace]
+    refused: set[int]
     blocks: tuple[int, ...]
     starts: tuple[int, ...]
     files: tuple[str, ...]
@@ -75,7 +77,7 @@ class Rows:
 
 def ingest_logs(work: Work, plan: IngestPlan, logs: Sequence[Log], damaged_limit: float) -> Logged:
     """Read every log; raises DamagedInput when more lines are damaged than the limit."""
-    found = Logged((), (), 0, [], {}, [])
+    found = Logged((), (), 0, [], {}, [], set())
     numbers, files = [], []
     asked: set[str] = set()
     with Progress("read and redact", unit="lines") as progress:
@@ -86,6 +88,7 @@ def ingest_logs(work: Work, plan: IngestPlan, logs: Sequence[Log], damaged_limit
             found.size += each.rows
             found.sample += each.sample
             found.traces.append(each.traces)
+            found.refused.update(each.refused)
             asked |= each.asked
             for said, hashes in each.originals.items():
                 found.originals.setdefault(said, set()).update(hashes)
@@ -109,8 +112,12 @@ def _take(work: Work, each: Ingested) -> None:
 def _orphans(work: Work, plan: IngestPlan, asked: set[str]) -> None:
     """Feedback on answers that are in no source is kept aside: it is no damage, and it is not lost."""
     redactor = plan.redact.redactor(plan.key)
+    seen: set[tuple[str, int]] = set()  # sources in one folder share its feedback
     for path in plan.companions.values():
         for file, line, record, text in companion_lines(path, FEEDBACK):
+            if (file, line) in seen:
+                continue
+            seen.add((file, line))
             try:
                 identity, _ = read_feedback_line(record)
                 if identity in asked:
@@ -159,7 +166,7 @@ def describe_blocks(work: Work, plan: DescribePlan, logged: Logged) -> Rows:
     for file, start, end in zip(logged.files, starts, [*starts[1:], size], strict=True):
         rows["source"][start:end] = sources[file]
     chunked = pa.chunked_array(ids, pa.string())
-    return Rows(chunked, rows, groups, traces, logged.blocks, tuple(starts), logged.files)
+    return Rows(chunked, rows, groups, traces, logged.refused, logged.blocks, tuple(starts), logged.files)
 
 
 def _unlogged(logged: Logged) -> list[dict[str, list[int]]]:
@@ -168,7 +175,7 @@ def _unlogged(logged: Logged) -> list[dict[str, list[int]]]:
     for block in logged.traces:
         for conversation, each in block:
             conversations.setdefault(conversation, []).append(each)
-    missing = {id: at for traces in conversations.values() for id, at in unlogged_turns(traces).items()}
+    missing = {id: at for traces in conversations.values() for id, at in unlogged_turns(traces, logged.refused).items()}
     return [{each.id: missing[each.id] for _, each in block if each.id in missing} for block in logged.traces]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from potstill.recipe import Section
-from potstill.redaction import KINDS, Kind, Names, Redactor, load_names
+from potstill.redaction import KINDS, PLACEHOLDER, Kind, Names, Redactor, load_names
 
 
 class Redact(Section):
@@ -27,3 +27,8 @@ class Redact(Section):
 @lru_cache(maxsize=1)
 def _names(model: str) -> Names | None:
     return load_names(model)
+
+
+def comparable(text: str) -> str:
+    """The text with all placeholders of a kind alike: a value's own differs between conversations."""
+    return PLACEHOLDER.sub(lambda found: found.group().rpartition("_")[0] + ">", text) if "_" in text else text

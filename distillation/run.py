@@ -160,7 +160,8 @@ def read_logs(settings: Settings, task: Json, key: bytes, work: Work) -> Logged:
         redact=settings.redact,
         key=key,
         sample_share=min(1.0, SAMPLE_BYTES / max(size, 1)),
-        task=task if settings.turns == "every" else None,
+        turns=settings.turns,
+        task=task,
     )
     return ingest_logs(work, plan, logs, settings.damaged_limit)
 
@@ -244,14 +245,14 @@ def settle(
 ) -> Json:
     """What is learnt of every row in training and validation, and what is not; the test split stays as it came."""
     task = shared.task()
-    facts: Json = {"preferences": None}
+    decontaminate(settings.decontaminate, settings.redact, work, rows, verdicts)
+    facts: Json = {"poisoning": against_poison(settings.poisoning, task, work, rows, verdicts), "preferences": None}
     if settings.preferences:
         with work.clock.step("preferences"):
             facts["preferences"] = write_judged(out, task, rule, work, rows, verdicts)
-    decontaminate(settings.decontaminate, work, rows, verdicts)
     if settings.turns == "whole":
         learn_whole(rows, verdicts)
-    facts["poisoning"] = against_poison(settings.poisoning, task, work, rows, verdicts)
+    verdicts.leave_out_for(rows.numbers["down"], OWN_FILTER)
     with work.clock.step("audit"):
         audited = audit_teacher(settings.audit, task, standing, work, rows, verdicts)
     facts["audit"], facts["audit_card"] = audited.facts, list(audited.card)

@@ -20,6 +20,7 @@ from .describe import trusted
 from .passes import Rows, Work
 from .poisoning import Poisoning, cap_reasons, label_shifts
 from .preferences import find_preferences
+from .redact import Redact, comparable
 from .sample import Budget, choose_rows
 from .split import TRAIN, VALIDATION, Split
 from .spool import cells, read_spool
@@ -38,7 +39,7 @@ def learn_whole(rows: Rows, verdicts: Verdicts) -> None:
         members.setdefault(int(conversations[row]), []).append(row)
     for group in members.values():
         at = {rows.traces[row].id: row for row in group if learning[row]}
-        spoilt = {each for row in group for each in rows.traces[row].spoilt}
+        spoilt = rows.refused.union(each for row in group for each in rows.traces[row].spoilt)
         last = {mark: {rows.traces[row].hashes[-1] for row in group if learnt[row] == mark} for mark in (True, False)}
         spoilt |= last[False] - last[True]  # what nobody may learn is not learnt as a part of something longer either
         found = whole([replace(rows.traces[row], spoilt=tuple(spoilt)) for row in at.values()])
@@ -48,30 +49,35 @@ def learn_whole(rows: Rows, verdicts: Verdicts) -> None:
             verdicts.leave_out([at[identity]], "turns", reason)
 
 
-def decontaminate(settings: Decontaminate, work: Work, rows: Rows, verdicts: Verdicts) -> None:
-    """Leave out of training and validation what stands in an evaluation file."""
+def decontaminate(settings: Decontaminate, redact: Redact, work: Work, rows: Rows, verdicts: Verdicts) -> None:
+    """Leave out of training and validation what stands in an evaluation file (both without personal data)."""
     if not settings.files:
         return
     learning = verdicts.learning()
-    hits = work.runtime.map(_contaminated, (work.scratch, settings), rows.blocks)
+    hits = work.runtime.map(_contaminated, (work.scratch, settings, redact), rows.blocks)
     for start, found in zip(rows.starts, hits, strict=True):
         for at, place in found.items():
             if learning[start + at]:
                 verdicts.leave_out([start + at], "decontaminate", f"stands in an evaluation file: {place}")
 
 
-def _contaminated(plan: tuple[Path, Decontaminate], block: int) -> dict[int, str]:
+Exam = tuple[Path, Decontaminate, Redact]
+
+
+def _contaminated(plan: Exam, block: int) -> dict[int, str]:
     """The rows of a block that stand in an evaluation file, with file and line."""
-    scratch, settings = plan
+    scratch, settings, redact = plan
     if plan not in _INDEX:  # by run: the files may have changed since the last one
+        redactor = redact.redactor(b"")
         _INDEX.clear()
-        _INDEX[plan] = Contamination.build(settings)
+        _INDEX[plan] = Contamination.build(settings, lambda text: comparable(redactor.text(text)))
     table = read_spool(scratch, "rows", block, ("id", "asked"))
-    hits = _INDEX[plan].hits(table.column("asked").to_pylist(), table.column("id").to_pylist())
+    asked = [comparable(each) for each in table.column("asked").to_pylist()]
+    hits = _INDEX[plan].hits(asked, table.column("id").to_pylist())
     return {at: place for at, place in enumerate(hits) if place is not None}
 
 
-_INDEX: dict[tuple[Path, Decontaminate], Contamination] = {}
+_INDEX: dict[Exam, Contamination] = {}
 
 
 def write_judged(out: Path, task: Task, rule: PromptRule, work: Work, rows: Rows, verdicts: Verdicts) -> Json:

@@ -7,7 +7,7 @@ What is a prefix of what is told by hashes alone (`Trace`): a pipeline need not 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -115,13 +115,13 @@ def whole(traces: Sequence[Trace]) -> Whole:
     return found
 
 
-def unlogged_turns(traces: Sequence[Trace]) -> dict[str, list[int]]:
+def unlogged_turns(traces: Sequence[Trace], refused: Collection[int] = ()) -> dict[str, list[int]]:
     """For the exchanges of one conversation, the places in `messages` of assistant turns that no exchange answered.
 
     Each turn is named once, under the shortest exchange that it stands in (the smallest id among equals), so that a
-    conversation that grows does not rename what was derived before.
+    conversation that grows does not rename what was derived before. Turns that are `refused` (by hash) are not named.
     """
-    known = {each.hashes[-1] for each in traces}
+    known = {each.hashes[-1] for each in traces}.union(refused)
     found: dict[str, list[int]] = {}
     for each in sorted(traces, key=lambda each: (len(each.hashes), each.id)):
         for at in each.assistant[:-1]:
