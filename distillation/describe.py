@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -69,7 +71,8 @@ def row_type() -> Any:
     return np.dtype(
         [
             ("prompt", "u8"), ("request", "u8"), ("conversation", "u8"), ("user", "u8"), ("key", "u8"),
-            ("answer", "u8"), ("source", "u8"), ("share", "f8"), ("turns", "i4"), ("length", "i4"), ("recorded", "i1"),
+            ("answer", "u8"), ("source", "u8"), ("share", "f8"), ("time", "f8"), ("turns", "i4"), ("length", "i4"),
+            ("recorded", "i1"),
             ("corrected", "?"), ("teaches", "?"), ("selected", "?"), ("opinion", "?"), ("down", "?"),
         ]
     )  # fmt: skip
@@ -255,6 +258,7 @@ def _rows(
     rows["user"] = [_named(each.metadata.get("user")) for each in examples]
     rows["key"] = [_named(each.metadata.get("key")) for each in examples]
     rows["share"] = shares_of(plan.seed, rows["conversation"])
+    rows["time"] = [_seconds(each.time) for each in exchanges]
     rows["turns"] = [len(each.messages) for each in examples]
     rows["length"] = [len(each.answer) for each in examples]
     rows["opinion"] = [bool(each.feedback) for each in exchanges]
@@ -270,6 +274,15 @@ def _groups(plan: DescribePlan, exchanges: Sequence[Exchange]) -> list[list[int]
         for each in exchanges
         if plan.groups
     ]
+
+
+def _seconds(moment: str | None) -> float:
+    """Seconds since 1970, NaN where the log gives no (readable) time; a time without a zone is taken as UTC."""
+    try:
+        found = datetime.fromisoformat(moment) if moment else None
+    except ValueError:
+        return math.nan
+    return math.nan if found is None else (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
 
 
 def _named(value: Any) -> int:

@@ -54,7 +54,7 @@ from .settle import (
     write_judged,
 )
 from .sources import Source, check_sources, open_logs, source_inputs
-from .split import TWIN, TWIN_OF_TEST, Split, divide, leakage
+from .split import TWIN, TWIN_OF_TEST, Split, divide, leakage, record_newest
 from .spool import forget_spool
 from .turns import Turns
 from .verdicts import OWN_FILTER, OWN_REFUSAL, Verdicts, fold, seen_before
@@ -71,15 +71,24 @@ class Where(Section):
     where: dict[str, Any]
 
 
-class SplitSettings(Section):
-    """Each of test and validation is a share of the rows, or what the log itself recorded."""
+class Newest(Section):
+    """The newest rows by the log's own time, such as `newest: 0.2`: how well the past foretells the present.
 
-    test: Share | Where = 0.2
-    validation: Share | Where = 0.05
+    Older rows that hang together with them (conversation, user, near-duplicate) are left out, as with a recorded split.
+    """
+
+    newest: Annotated[float, Field(gt=0, lt=1)]
+
+
+class SplitSettings(Section):
+    """Each of test and validation is a share of the rows, what the log itself recorded, or its newest rows."""
+
+    test: Share | Where | Newest = 0.2
+    validation: Share | Where | Newest = 0.05
     group: tuple[Group, ...] = ()
     seed: int = 0
 
-    def shares(self) -> tuple[tuple[Split, float | Where], ...]:
+    def shares(self) -> tuple[tuple[Split, float | Where | Newest], ...]:
         return ("test", self.test), ("validation", self.validation)
 
 
@@ -226,6 +235,9 @@ def split_rows(settings: Settings, rows: Rows, clusters: Any) -> Verdicts:
     verdicts.leave_out_for(~rows.numbers["selected"], OWN_FILTER)
     test, validation = (each if isinstance(each, float) else 0.0 for _, each in settings.split.shares())
     active = ~verdicts.left_out()
+    newest = {name: each.newest for name, each in settings.split.shares() if isinstance(each, Newest)}
+    if newest:
+        record_newest(rows.numbers, active, newest)
     place = divide(rows.numbers, clusters, rows.groups, active, test=test, validation=validation)
     placed = active & (place != TWIN)
     verdicts.place[placed] = place[placed]

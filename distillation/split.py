@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
+from potstill.errors import RecipeError
 from potstill.records import Json
 
 from .describe import RECORDED
@@ -13,6 +15,30 @@ Split = Literal["train", "validation", "test"]
 TRAIN, VALIDATION, TEST = 0, 1, 2
 TWIN = 3
 TWIN_OF_TEST = "twin of a test row (same conversation, user or near-duplicate)"
+
+
+def record_newest(rows: Any, active: Any, newest: Mapping[Split, float]) -> None:
+    """Write the newest rows into `recorded`: the test's share first, then validation's, all older ones to training.
+
+    Rows of one time stay together on the newer side. Raises RecipeError when the log gives no times.
+    """
+    import numpy as np
+
+    times = rows["time"]
+    known = active & ~np.isnan(times)
+    if not known.any():
+        raise RecipeError(
+            ["distill.split: newest needs times, and no exchange of the log has one; give a share instead"]
+        )
+    rows["recorded"][active] = RECORDED["train"]
+    ranked = np.sort(times[known])
+    taken, bound = 0.0, np.inf
+    for name in ("test", "validation"):
+        if name in newest:
+            taken += newest[name]
+            least = ranked[min(len(ranked) - 1, round(len(ranked) * (1 - taken)))]
+            rows["recorded"][known & (times >= least) & (times < bound)] = RECORDED[name]
+            bound = least
 
 
 def divide(rows: Any, clusters: Any, groups: list[Any], active: Any, *, test: float, validation: float) -> Any:

@@ -330,3 +330,21 @@ def test_twin_of_a_test_row_keeps_its_reason_beside_duplicates(whole: Whole) -> 
         "x00090": ("split", "twin"),
         "x00091": ("fold", "exact duplicate"),
     }
+
+
+def test_newest_rows_are_the_test_and_nothing_older_hangs_together_with_them(whole: Whole) -> None:
+    day = "2026-01-{:02d}T08:00:00Z"
+    lines = [exchange(at, time=day.format(1 + at % 28)) for at in range(280)]
+    lines[0] = exchange(0, time=day.format(1), metadata={"conversation": lines[27]["metadata"]["conversation"]})
+    _, out = whole(lines, split={"test": {"newest": 0.25}, "validation": {"newest": 0.25}})
+    place = place_of(out)
+    days = {name: {at % 28 for at in range(280) if place.get(f"x{at:05d}") == name} for name in set(place.values())}
+    assert days["test"] == set(range(21, 28))
+    assert days["validation"] == set(range(14, 21))
+    assert max(days["train"]) < 14
+    assert {row["id"]: row["step"] for row in rejections_of(out)} == {"x00000": "split"}
+
+
+def test_newest_rows_of_a_log_without_times_are_refused(whole: Whole) -> None:
+    with pytest.raises(RecipeError, match="newest needs times"):
+        whole([exchange(at, time=None) for at in range(40)], split={"test": {"newest": 0.25}})
