@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from potstill.errors import DamagedInput, NothingLearned, RecipeError
 from potstill.manifest import Input, sha256_file
@@ -65,31 +65,47 @@ SAMPLE_BYTES = 32 * 2**20  # of the sources, looked at for standing prompts; a s
 Share = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Where(Section):
-    """Rows whose dotted keys have these values, such as `metadata.split: test`; a list means any of them."""
+class Chosen(Section):
+    """Rows whose dotted keys have these values (`where: {metadata.split: test}`; a list means any of them), or the
+    newest rows by the log's own time (`newest: 0.2`): how well the past foretells the present.
 
-    where: dict[str, Any]
-
-
-class Newest(Section):
-    """The newest rows by the log's own time, such as `newest: 0.2`: how well the past foretells the present.
-
-    Older rows that hang together with them (conversation, user, near-duplicate) are left out, as with a recorded split.
+    Rows that hang together with test rows (conversation, user, near-duplicate) are left out of training.
     """
 
-    newest: Annotated[float, Field(gt=0, lt=1)]
+    where: dict[str, Any] | None = None
+    newest: Annotated[float, Field(gt=0, lt=1)] | None = None
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Chosen:
+        if (self.where is None) == (self.newest is None):
+            raise ValueError("expected either where or newest")
+        return self
 
 
 class SplitSettings(Section):
     """Each of test and validation is a share of the rows, what the log itself recorded, or its newest rows."""
 
-    test: Share | Where | Newest = 0.2
-    validation: Share | Where | Newest = 0.05
+    test: Share | Chosen = 0.2
+    validation: Share | Chosen = 0.05
     group: tuple[Group, ...] = ()
     seed: int = 0
 
-    def shares(self) -> tuple[tuple[Split, float | Where | Newest], ...]:
-        return ("test", self.test), ("validation", self.validation)
+    def share(self, split: Split) -> float:
+        """The share of a split that is drawn, 0 for one that is chosen."""
+        given = self.test if split == "test" else self.validation
+        return given if isinstance(given, float) else 0.0
+
+    def recorded(self) -> dict[Split, dict[str, Any]]:
+        """What rows of a split look like in the log, where it was recorded."""
+        return {name: each.where for name, each in self._chosen() if each.where is not None}
+
+    def newest(self) -> dict[Split, float]:
+        """How many of the newest rows a split is."""
+        return {name: each.newest for name, each in self._chosen() if each.newest is not None}
+
+    def _chosen(self) -> list[tuple[Split, Chosen]]:
+        given: tuple[tuple[Split, float | Chosen], ...] = ("test", self.test), ("validation", self.validation)
+        return [(name, each) for name, each in given if isinstance(each, Chosen)]
 
 
 class Duplicates(Section):
@@ -185,7 +201,7 @@ def describe_rows(settings: Settings, shared: Shared, work: Work, logged: Logged
         internalise=settings.prompt == "internalise",
         corrections=settings.corrections,
         filters=settings.filters,
-        recorded={name: each.where for name, each in split.shares() if isinstance(each, Where)},
+        recorded={**split.recorded()},
         groups=split.group,
         seed=split.seed,
         threshold=settings.duplicates.threshold,
@@ -233,12 +249,13 @@ def split_rows(settings: Settings, rows: Rows, clusters: Any) -> Verdicts:
     verdicts = Verdicts.begin(rows.numbers, clusters)
     verdicts.leave_out(seen_before(rows.ids), "read", "id seen before")
     verdicts.leave_out_for(~rows.numbers["selected"], OWN_FILTER)
-    test, validation = (each if isinstance(each, float) else 0.0 for _, each in settings.split.shares())
     active = ~verdicts.left_out()
-    newest = {name: each.newest for name, each in settings.split.shares() if isinstance(each, Newest)}
-    if newest:
+    split = settings.split
+    if newest := split.newest():
         record_newest(rows.numbers, active, newest)
-    place = divide(rows.numbers, clusters, rows.groups, active, test=test, validation=validation)
+    place = divide(
+        rows.numbers, clusters, rows.groups, active, test=split.share("test"), validation=split.share("validation")
+    )
     placed = active & (place != TWIN)
     verdicts.place[placed] = place[placed]
     verdicts.leave_out(place == TWIN, "split", TWIN_OF_TEST)

@@ -20,7 +20,10 @@ ROOT = Path(__file__).resolve().parents[2]
 STAGES = ("distillation", "training", "evaluation", "export")
 HEAVY = {"torch", "transformers", "mlflow", "ray", "trl", "peft", "datasets"}
 HEAVY_AT_TOP = {"training.optimizer": {"torch"}}  # a subclass of torch's Optimizer; its importers are imported late
-COUNTS_TOKENS = {"distillation.lengths"}  # how long texts are, for the data card; nothing is trained or served on it
+COUNTS_TOKENS = {
+    "distillation.lengths",
+    "distillation.semantic",
+}  # for the card, for embeddings; nothing is trained on it
 MAX_FILE_LINES = 400
 MAX_FUNCTION_LINES = 80
 
