@@ -8,6 +8,7 @@ Run: `potstill distill RECIPE`
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
@@ -95,7 +96,7 @@ class SplitSettings(Section):
         given = self.test if split == "test" else self.validation
         return given if isinstance(given, float) else 0.0
 
-    def recorded(self) -> dict[Split, dict[str, Any]]:
+    def recorded(self) -> dict[str, Mapping[str, Any]]:
         """What rows of a split look like in the log, where it was recorded."""
         return {name: each.where for name, each in self._chosen() if each.where is not None}
 
@@ -201,7 +202,7 @@ def describe_rows(settings: Settings, shared: Shared, work: Work, logged: Logged
         internalise=settings.prompt == "internalise",
         corrections=settings.corrections,
         filters=settings.filters,
-        recorded={**split.recorded()},
+        recorded=split.recorded(),
         groups=split.group,
         seed=split.seed,
         threshold=settings.duplicates.threshold,
