@@ -12,9 +12,8 @@ from typing import Any
 import pytest
 
 from distillation import run as distill
-from distillation.choose import feedback_refusal
-from distillation.duplicates import Clusters
-from distillation.groups import Group, group_keys, join_groups
+from distillation.choose import score_refusal
+from distillation.groups import Group, group_key
 from distillation.turns import rows_of
 from potstill import chat
 from potstill.dataset import read_examples, read_sealed
@@ -27,8 +26,7 @@ from training.rows import tokenise
 
 RECIPE = ROOT / "configs" / "tau_airline" / "cpu.yaml"
 SCORES = {"task_success": 1.0}
-TASKS = [Group(key="metadata.conversation", pattern=r"^(task\d+)-")]
-WIRED = {"turns"} <= set(distill.Settings.model_fields) and "group" in distill.SplitSettings.model_fields
+TASKS = Group(key="metadata.conversation", pattern=r"^(task\d+)-")
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +64,7 @@ def task_of(conversation: str) -> str:
 
 
 def successful(exchanges: list[Exchange]) -> list[Exchange]:
-    return [each for each in exchanges if feedback_refusal(each, SCORES) is None]
+    return [each for each in exchanges if score_refusal(each, SCORES) is None]
 
 
 def assert_mask_covers_exactly_the_assistants_turns(tokenizer: Any, examples: list[Example]) -> int:
@@ -90,11 +88,9 @@ def test_scores_choose_whole_conversations(exchanges: list[Exchange]) -> None:
 
 
 def test_group_keys_put_all_trials_of_a_task_together(exchanges: list[Exchange]) -> None:
-    clusters = Clusters(len(exchanges))
-    join_groups(clusters, [group_keys(each.to_json(), TASKS) for each in exchanges])
     tasks = defaultdict(set)
-    for row, each in enumerate(exchanges):
-        tasks[clusters.find(row)].add(task_of(each.conversation))
+    for each in exchanges:
+        tasks[group_key(each.to_json(), TASKS)].add(task_of(each.conversation))
     assert len(tasks) == 50
     assert all(len(names) == 1 for names in tasks.values())
 
@@ -131,8 +127,6 @@ class Distilled:
 
 @pytest.fixture(scope="module")
 def distilled(log: Path, base: Any, exchanges: list[Exchange], tmp_path_factory: pytest.TempPathFactory) -> Distilled:
-    if not WIRED:
-        pytest.skip("distill.turns and distill.split.group are not settings yet")
     from potstill.commands.recipes import sections
     from potstill.stage_finder import stage_modules
 
