@@ -19,6 +19,7 @@ from potstill.tasks import task_from
 from .choose import Select, matches, score_refusal
 from .connectors import connector
 from .connectors.base import Lookup, NoCompanions
+from .fingerprints import hash64
 from .lookup import Companions, SqliteLookup
 from .redact import Redact
 from .rejections import rejected_table
@@ -30,6 +31,7 @@ from .turns import Trace, Turns, trace
 if TYPE_CHECKING:
     import pyarrow as pa
 
+Refused = tuple[int, int]  # a turn that selection keeps out: hash of its conversation, last hash of its trace
 FIELDS = frozenset(Exchange.__dataclass_fields__)
 Originals = dict[tuple[str, str], set[str]]
 FEW_ORIGINALS = 256  # an instruction with more wordings than these before redaction is a form filled in, not standing
@@ -63,7 +65,7 @@ class Ingested:
     sample: list[Parts]
     originals: Originals
     traces: list[tuple[str, Trace]]  # with the conversation
-    refused: list[int]  # the turns (last hash of a trace) that selection keeps out: nobody may learn them elsewhere
+    refused: list[Refused]
     asked: set[str]  # companion keys of feedback that were looked up
     seconds: Counter[str] = field(default_factory=Counter)
 
@@ -98,7 +100,10 @@ def ingest(plan: IngestPlan, task: tuple[int, Block]) -> Ingested:
     with clock.step("read"):
         sample = _sample(plan, redacted)
         traces = _traces(plan, kept) if plan.turns == "every" else []
-        refused = [each.hashes[-1] for _, each in _traces(plan, [exchange for _, _, exchange in left])]
+        refused = [
+            (hash64(conversation), each.hashes[-1])
+            for conversation, each in _traces(plan, [exchange for _, _, exchange in left])
+        ]
         table = pa.table({"exchange": redacted, "line": pa.array(lines, pa.int64())})
         write_spool(plan.scratch, "read", number, table)
     counts["exchanges"] += len(kept) + len(left)

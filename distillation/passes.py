@@ -17,6 +17,7 @@ from potstill.prompt import Parts
 from .deliver import DeliverPlan, Slice, deliver
 from .describe import DescribePlan, describe, row_type
 from .duplicates import Places
+from .fingerprints import hash64
 from .ingest import FEW_ORIGINALS, Ingested, IngestPlan, Originals, ingest
 from .lookup import companion_lines
 from .rejections import Rejections, rejected_table
@@ -48,7 +49,7 @@ class Logged:
     sample: list[Parts]
     originals: Originals
     traces: list[list[tuple[str, Trace]]]  # by block
-    refused: set[int]  # turns that selection keeps out
+    refused: dict[int, set[int]]  # by conversation the turns that selection keeps out
 
 
 @dataclass
@@ -62,7 +63,7 @@ class Rows:
     numbers: Any
     groups: list[Any]
     traces: list[Trace]
-    refused: set[int]
+    refused: dict[int, set[int]]
     blocks: tuple[int, ...]
     starts: tuple[int, ...]
     files: tuple[str, ...]
@@ -77,7 +78,7 @@ class Rows:
 
 def ingest_logs(work: Work, plan: IngestPlan, logs: Sequence[Log], damaged_limit: float) -> Logged:
     """Read every log; raises DamagedInput when more lines are damaged than the limit."""
-    found = Logged((), (), 0, [], {}, [], set())
+    found = Logged((), (), 0, [], {}, [], {})
     numbers, files = [], []
     asked: set[str] = set()
     with Progress("read and redact", unit="lines") as progress:
@@ -88,7 +89,8 @@ def ingest_logs(work: Work, plan: IngestPlan, logs: Sequence[Log], damaged_limit
             found.size += each.rows
             found.sample += each.sample
             found.traces.append(each.traces)
-            found.refused.update(each.refused)
+            for conversation, turn in each.refused:
+                found.refused.setdefault(conversation, set()).add(turn)
             asked |= each.asked
             for said, hashes in each.originals.items():
                 found.originals.setdefault(said, set()).update(hashes)
@@ -175,7 +177,11 @@ def _unlogged(logged: Logged) -> list[dict[str, list[int]]]:
     for block in logged.traces:
         for conversation, each in block:
             conversations.setdefault(conversation, []).append(each)
-    missing = {id: at for traces in conversations.values() for id, at in unlogged_turns(traces, logged.refused).items()}
+    missing = {
+        id: at
+        for conversation, traces in conversations.items()
+        for id, at in unlogged_turns(traces, logged.refused.get(hash64(conversation), ())).items()
+    }
     return [{each.id: missing[each.id] for _, each in block if each.id in missing} for block in logged.traces]
 
 

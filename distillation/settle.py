@@ -37,9 +37,10 @@ def learn_whole(rows: Rows, verdicts: Verdicts) -> None:
     members: dict[int, list[int]] = {}
     for row in np.flatnonzero(np.isin(conversations, conversations[learning])).tolist():
         members.setdefault(int(conversations[row]), []).append(row)
-    for group in members.values():
+    for conversation, group in members.items():
         at = {rows.traces[row].id: row for row in group if learning[row]}
-        spoilt = rows.refused.union(each for row in group for each in rows.traces[row].spoilt)
+        refused = rows.refused.get(conversation, set())
+        spoilt = refused.union(each for row in group for each in rows.traces[row].spoilt)
         last = {mark: {rows.traces[row].hashes[-1] for row in group if learnt[row] == mark} for mark in (True, False)}
         spoilt |= last[False] - last[True]  # what nobody may learn is not learnt as a part of something longer either
         found = whole([replace(rows.traces[row], spoilt=tuple(spoilt)) for row in at.values()])

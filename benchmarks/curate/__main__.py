@@ -38,7 +38,7 @@ work_dir: out
 distill:
   sources: [{{format: openai_pairs, path: {log}}}]
   filters: {{refusals: true}}
-  preferences: false        # the steps that the goal names: parse, redact, exact and near duplicates, filter, split, write
+  preferences: false  # the steps that the goal names: parse, redact, duplicates, filter, split, write
   audit: {{enabled: false}}
   damaged_limit: 0.05
 """
