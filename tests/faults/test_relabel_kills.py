@@ -173,7 +173,7 @@ def test_kills_in_batch_mode_submit_nothing_twice(
     kills, rows, rng = 30, 60, random.Random(11)
     expected, keys = undisturbed(starter, tmp_path / "calm", rows, batch=True)
     bill, out = tmp_path / "bill", tmp_path / "out"
-    with local_teacher(bill, "--batch-delay", "0.4") as url:
+    with local_teacher(bill, "--batch-delay", "5") as url:
         settings = settings_for(url, True, batch=True)
         job = {"settings": settings, "rows": rows, "cache": str(tmp_path / "cache"), "out": str(out)}
         struck = 0
