@@ -4,10 +4,10 @@
     cost.wall_s, cost.cpu_s, cost.peak_bytes, cost.stdout
 
 Ten times a second the process tree is looked at. The peak is the largest sum of PSS (shared pages counted once; where
-the system tells none, USS: private pages alone); a spike between two looks is missed, but not by `largest_rss_bytes`,
-the kernel's own high-water mark of the largest single process. Processor seconds are the kernel's for processes that
-were waited for, or the sum of what each process had used when last seen, whichever is more: a fork server's workers
-are waited for by nobody.
+the system tells none, USS: private pages alone), `largest_rss_bytes` that of a single process. A spike between two looks
+is missed; the kernel's own high-water mark would not miss it, but counts the process that was forked too, before it
+became another. Processor seconds are the kernel's for processes that were waited for, or the sum of what each process
+had used when last seen, whichever is more: a fork server's workers are waited for by nobody.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SAMPLE_S = 0.1
-MAXRSS_UNIT = 1024 if os.uname().sysname == "Linux" else 1
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,7 @@ def measured(
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=cwd, env=env, start_new_session=True
         )
-        peak, usage, used_s = 0, None, dict[tuple[int, float], float]()
+        peak, largest, usage, used_s = 0, 0, None, dict[tuple[int, float], float]()
         while True:
             found, status, used = os.wait4(process.pid, os.WNOHANG)
             if found:
@@ -58,7 +57,8 @@ def measured(
                 break
             if timeout_s is not None and time.monotonic() - start > timeout_s:
                 os.killpg(process.pid, 9)
-            peak = max(peak, look(process.pid, used_s))
+            together, alone = look(process.pid, used_s)
+            peak, largest = max(peak, together), max(largest, alone)
             time.sleep(SAMPLE_S)
         wall = time.monotonic() - start
         out.seek(0)
@@ -68,27 +68,28 @@ def measured(
             wall,
             max(usage.ru_utime + usage.ru_stime, sum(used_s.values())),
             peak,
-            usage.ru_maxrss * MAXRSS_UNIT,
+            largest,
             out.read(),
             err.read(),
         )
 
 
-def look(pid: int, used_s: dict[tuple[int, float], float]) -> int:
-    """Memory in bytes of a process and its descendants now; into `used_s` the processor seconds of each so far."""
+def look(pid: int, used_s: dict[tuple[int, float], float]) -> tuple[int, int]:
+    """Memory in bytes of a process and its descendants now, together and of the largest; processor s into `used_s`."""
     import psutil
 
     try:
         root = psutil.Process(pid)
         processes = [root, *root.children(recursive=True)]
     except psutil.Error:
-        return 0
-    total = 0
+        return 0, 0
+    total = largest = 0
     for each in processes:
         try:
             found, times = each.memory_full_info(), each.cpu_times()
         except (psutil.Error, OSError):
             continue  # it has ended meanwhile
         total += getattr(found, "pss", 0) or found.uss
+        largest = max(largest, found.rss)
         used_s[each.pid, each.create_time()] = times.user + times.system
-    return total
+    return total, largest

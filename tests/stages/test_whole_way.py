@@ -32,7 +32,7 @@ work_dir: work
 distill:
   sources: [{{path: log.jsonl}}]
   split: {{test: 0.4, validation: 0.1}}
-  duplicates: {threshold: 1.0}
+  duplicates: {{threshold: 1.0}}
 train:
   {{learning_rate: 0.01, epochs: 16, batch_tokens: 256, window: 128, evals: 2, score_rows: 10, chat_template: base}}
 export: {{formats: [gguf-q8_0], max_mismatch_share: 0.5}}

@@ -15,7 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from potstill.errors import RecipeError
-from potstill.prompt import find_rule
+from potstill.prompt import find_rule, parts_of
 from potstill.records import Json
 from potstill.redaction import PLACEHOLDER, Redactor, load_names, redact_batch, redaction_key
 
@@ -172,7 +172,7 @@ def test_a_standing_text_that_holds_personal_data_stays_one_text() -> None:
         rows.append(row)
     redacted = batch(rows)
     (text,) = {row["request"]["messages"][0]["content"] for row in redacted}
-    assert find_rule([row["request"]["messages"] for row in redacted]).drops[0].text == text
+    assert find_rule(parts_of(row["request"]["messages"]) for row in redacted).drops[0].text == text
     said = [PLACEHOLDER.findall(row["request"]["messages"][1]["content"]) for row in redacted]
     assert len({one for one, _ in said}) == 20
     assert {other for _, other in said} == set(PLACEHOLDER.findall(text)), "in one exchange a value has one name"
