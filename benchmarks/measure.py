@@ -4,7 +4,7 @@
     cost.wall_s, cost.cpu_s, cost.peak_bytes, cost.stdout
 
 Ten times a second the process tree is looked at. The peak is the largest sum of PSS (shared pages counted once; where
-the system tells none, USS: private pages alone), `largest_rss_bytes` that of a single process. A spike between two looks
+the system tells none, USS: private pages alone), `largest_rss_bytes` that of one process. A spike between two looks
 is missed; the kernel's own high-water mark would not miss it, but counts the process that was forked too, before it
 became another. Processor seconds are the kernel's for processes that were waited for, or the sum of what each process
 had used when last seen, whichever is more: a fork server's workers are waited for by nobody.
