@@ -44,10 +44,24 @@ def refuse_incomplete(*values: object) -> None:
         raise DamagedLine("messages or response: redacted by LiteLLM (turn_off_message_logging), expected the text")
 
 
+def _written_out(text: str, call_type: object) -> object:
+    """What a text that begins like JSON says. The Responses API takes bare text too, which may begin so by chance."""
+    if not (isinstance(call_type, str) and "responses" in call_type):
+        return parsed(text, "messages")
+    try:
+        found = parsed(text, "messages")
+    except DamagedLine:
+        return text
+    if isinstance(found, dict):
+        return found if "input" in found or "messages" in found else text
+    items = bool(found) and all(isinstance(each, dict) and ("role" in each or "type" in each) for each in found)
+    return found if items else text
+
+
 def request_of(messages: object, call_type: object, others: Json) -> Json:
     """A request body from what LiteLLM logs as `messages`: messages, items of the Responses API, or a text."""
     if isinstance(messages, str) and messages.lstrip().startswith(("[", "{")):
-        messages = parsed(messages, "messages")
+        messages = _written_out(messages, call_type)
     if isinstance(messages, dict) and ("messages" in messages or "input" in messages):
         return {**others, **messages}
     if isinstance(call_type, str) and "responses" in call_type:
