@@ -18,7 +18,7 @@ from pydantic import Field
 from potstill.recipe import Section
 from potstill.records import Json
 
-from .fingerprints import share_of
+from .sample import by_hash
 
 if TYPE_CHECKING:
     import numpy as np
@@ -91,7 +91,7 @@ def cap_reasons(
     ]  # fmt: skip
     if all(count is None and share is None for _, _, count, share, _ in caps):
         return reasons
-    order = np.array(sorted(range(len(ids)), key=lambda row: (share_of(seed, ids[row]), ids[row])), dtype=np.intp)
+    order = np.array(by_hash(ids, range(len(ids)), seed), dtype=np.intp)
     for owners, affected, count, share, what in caps:
         most = _most(count, share, int(affected.sum()))
         if most is None:

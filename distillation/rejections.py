@@ -8,6 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from potstill.rejections import kind_of
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -53,7 +55,7 @@ class Rejections:
         self._writer.write_table(table)
         self.rows += len(table)
         steps, reasons = table.column("step").to_pylist(), table.column("reason").to_pylist()
-        self._kinds.update(f"{step}: {_kind(reason)}" for step, reason in zip(steps, reasons, strict=True))
+        self._kinds.update(map(kind_of, steps, reasons))
         if self.first_damaged is None and "damaged" in steps:
             row = table.slice(steps.index("damaged"), 1).to_pylist()[0]
             self.first_damaged = f"{row['source']}:{row['line']}: {row['reason']}"
@@ -61,11 +63,3 @@ class Rejections:
     def reasons(self) -> dict[str, int]:
         """How many rows each step left out for each kind of reason (what follows a colon is the row's own)."""
         return dict(sorted(self._kinds.items(), key=lambda each: (-each[1], each[0])))
-
-
-def _kind(reason: str) -> str:
-    head = reason.partition(":")[0]
-    for twin in ("near-duplicate of", "exact duplicate of", "semantic duplicate of"):
-        if head.startswith(twin):
-            return f"{twin} a kept row"
-    return head

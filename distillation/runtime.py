@@ -1,6 +1,6 @@
 """Where the work on blocks is done: in this process, in worker processes, or on a Ray cluster. Order and result agree.
 
-Work is a top-level function of a plan (the same for all blocks, sent to a worker once) and a task (one block's part).
+Work is a top-level function of a plan (the same for all blocks) and a task (one block's part).
 """
 
 from __future__ import annotations
@@ -105,7 +105,6 @@ def _one_thread() -> None:
     import pyarrow as pa
 
     threading.Thread(target=_end_with_parent, daemon=True).start()
-
     os.environ["RAYON_NUM_THREADS"] = "1"
     gc.disable()  # a block makes a million objects and no cycles: looking for them costs a fifth of the time
     pa.set_cpu_count(1)

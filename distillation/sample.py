@@ -62,7 +62,7 @@ def choose_rows(
         if signatures is None:
             raise ValueError("diverse sampling needs MinHash signatures")
         return diverse(signatures, settings.rows, settings.seed, ids)
-    return sorted(_by_hash(ids, range(len(ids)), settings.seed)[: settings.rows])
+    return sorted(by_hash(ids, range(len(ids)), settings.seed)[: settings.rows])
 
 
 def stratified(
@@ -79,7 +79,7 @@ def stratified(
     for row, label in enumerate(labels):
         members.setdefault(label, []).append(row)
     counts = allocate({label: len(rows) for label, rows in members.items()}, budget, how=how, least=least)
-    return sorted(row for label, rows in members.items() for row in _by_hash(ids, rows, seed)[: counts[label]])
+    return sorted(row for label, rows in members.items() for row in by_hash(ids, rows, seed)[: counts[label]])
 
 
 def allocate(sizes: dict[str, int], budget: int, *, how: Allocation = "square_root", least: int = 1) -> dict[str, int]:
@@ -128,7 +128,7 @@ def diverse(signatures: npt.NDArray[np.uint32], budget: int, seed: int, ids: Seq
     rows = len(signatures)
     if budget >= rows:
         return list(range(rows))
-    order = np.array(_by_hash(ids, range(rows), seed))
+    order = np.array(by_hash(ids, range(rows), seed))
     groups = max(1, math.ceil(rows * budget / MOST_COMPARISONS))
     chosen: list[int] = []
     for at in range(groups):
@@ -162,5 +162,6 @@ def _farthest_first(signatures: npt.NDArray[np.uint32], budget: int) -> npt.NDAr
     return chosen
 
 
-def _by_hash(ids: Sequence[str], rows: Sequence[int], seed: int) -> list[int]:
+def by_hash(ids: Sequence[str], rows: Sequence[int], seed: int) -> list[int]:
+    """Rows in an order that depends on their ids and the seed alone."""
     return sorted(rows, key=lambda row: (share_of(seed, ids[row]), ids[row]))

@@ -14,6 +14,8 @@ from typing import Any
 from pydantic import Field
 
 from potstill.errors import RecipeError
+from potstill.feedback_join import EXCHANGES
+from potstill.feedback_join import FEEDBACK as LATER
 from potstill.manifest import Input, sha256_file
 from potstill.progress import say
 from potstill.recipe import PathText, Section
@@ -99,7 +101,8 @@ def files_of(path: str) -> list[str]:
 def feedback_files(file: str) -> list[str]:
     """What our server wrote beside a captured `exchanges-*` file: its feedback, which may come in any order."""
     path = Path(file)
-    return sorted(map(str, path.parent.glob("feedback-*.jsonl*"))) if path.name.startswith("exchanges-") else []
+    captured = path.name.startswith(EXCHANGES.partition("*")[0])
+    return sorted(map(str, path.parent.glob(f"{LATER}*"))) if captured else []
 
 
 def source_inputs(sources: Sequence[Source]) -> list[Input]:

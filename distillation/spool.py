@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,10 +51,3 @@ def cells(scratch: Path, kind: str, column: str, rows: Sequence[tuple[int, int]]
 def forget_spool() -> None:
     """Let go of the blocks that are open: another run may have put others where they lie."""
     _open.cache_clear()
-
-
-def table_of(columns: Mapping[str, Any], schema: pa.Schema) -> pa.Table:
-    """A table from columns of plain Python values."""
-    import pyarrow as pa
-
-    return pa.table([pa.array(columns[field.name], field.type) for field in schema], schema=schema)

@@ -7,7 +7,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from potstill.prompt import INSTRUCTING, PromptRule, joined
-from potstill.records import Json, Message, canonical_json
+from potstill.records import Json, Message
+
+from ..fingerprints import prompt_text
 
 Split = Literal["train", "validation", "test"]
 Kind = Literal["keep", "drop", "relabel", "reweight"]
@@ -103,8 +105,4 @@ def asked_text(messages: Sequence[Message]) -> str:
     """What a request asks, out of its internalised messages: the words of the one turn, or every turn with its role."""
     if len(messages) == 1 and isinstance(content := joined(messages[0].get("content")), str):
         return content
-    return "\n".join(
-        f"{each['role']}: {joined(each.get('content')) or ''}"
-        + (canonical_json([call.get("function") for call in each["tool_calls"]]) if each.get("tool_calls") else "")
-        for each in messages
-    )
+    return prompt_text(messages)

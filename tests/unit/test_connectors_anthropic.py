@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from distillation.connectors import connector
 from potstill.errors import DamagedLine
-from potstill.records import Exchange, Json
+from potstill.records import Json
 
 from .traffic_round_trip import (
     EVERYTHING,
@@ -20,19 +20,13 @@ from .traffic_round_trip import (
     damaged,
     exchanges,
     fixture,
+    of_fixture,
     read_all,
 )
 from .traffic_writers import anthropic_events, anthropic_request, anthropic_response, event_stream
 
 FORMATS = ("anthropic_messages", "anthropic_batch")
 CARRIES = Carries(system="first", developer=False)
-
-
-def of_fixture(name: str, at: int) -> Exchange:
-    """The exchange of one record of a fixture."""
-    found = connector(name)
-    [exchange] = read_all(found, [fixture(name)[at]], beside_fixture(found))
-    return exchange
 
 
 def call(identity: str, city: str) -> Json:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from distillation.connectors import connector
 from potstill.errors import DamagedLine
-from potstill.records import Exchange, Json
+from potstill.records import Json
 
 from .traffic_round_trip import (
     Carries,
@@ -22,6 +22,7 @@ from .traffic_round_trip import (
     damaged,
     exchanges,
     fixture,
+    of_fixture,
     read_all,
 )
 from .traffic_writers import (
@@ -33,12 +34,6 @@ from .traffic_writers import (
 )
 
 FORMATS = ("litellm_payload", "litellm_spend", "helicone")
-
-
-def of_fixture(name: str, at: int) -> Exchange:
-    """The exchange of one record of a fixture."""
-    [exchange] = read_all(connector(name), [fixture(name)[at]])
-    return exchange
 
 
 def usage(prompt: int, completion: int) -> Json:

@@ -26,6 +26,7 @@ from .traffic_round_trip import (
     damaged,
     exchanges,
     fixture,
+    of_fixture,
     read_all,
 )
 from .traffic_writers import chat_chunks, event_stream, responses_request, responses_response
@@ -39,13 +40,6 @@ WEATHER = {
         "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
     },
 }
-
-
-def of_fixture(name: str, at: int) -> Exchange:
-    """The exchange of one record of a fixture."""
-    found = connector(name)
-    [exchange] = read_all(found, [fixture(name)[at]], beside_fixture(found))
-    return exchange
 
 
 def call(identity: str, city: str) -> Json:

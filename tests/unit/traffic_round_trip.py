@@ -226,6 +226,13 @@ def beside_fixture(found: Connector) -> dict[str, list[Json]]:
     return {each: fixture(found.name, each) for each in there}
 
 
+def of_fixture(name: str, at: int) -> Exchange:
+    """The exchange of one record of a fixture."""
+    found = connector(name)
+    [exchange] = read_all(found, [fixture(name)[at]], beside_fixture(found))
+    return exchange
+
+
 def existing_formats() -> Iterator[str]:
     """The formats whose module and fixture are there."""
     for name in FORMATS:

@@ -18,9 +18,10 @@ from potstill.errors import ManifestMismatch
 from potstill.manifest import Manifest
 from potstill.prompt import PromptRule
 from potstill.records import Json
+from potstill.rejections import kind_of
 
 from .choose import batches, even, height, picked, shares
-from .rows import KEPT_COLUMNS, Page, judged_row, kept_row, kind_of, origin_of, rejected_row, representative
+from .rows import KEPT_COLUMNS, Page, judged_row, kept_row, origin_of, rejected_row, representative
 from .summary import summary
 
 OPEN: tuple[OpenSplit, ...] = ("train", "validation")

@@ -9,6 +9,7 @@ from typing import Any
 
 from potstill.prompt import PromptRule
 from potstill.records import Json
+from potstill.rejections import TWINS, kind_of
 
 from .prompts import Texts, compared, cut, limit_for, turns
 
@@ -21,7 +22,6 @@ PLAIN = (
     "id", "conversation", "learn", "weight", "count", "cluster", "prompt_tokens", "completion_tokens", "latency_ms",
     "cost_usd",
 )  # fmt: skip
-TWINS = ("near-duplicate of", "exact duplicate of", "semantic duplicate of")
 WITHHELD = "a twin of a sealed row: its text is not shown, since it may be that row's own"
 
 
@@ -70,13 +70,6 @@ def _metadata(metadata: Any) -> Json:
 
 def _short(value: Any) -> str:
     return cut(value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), 2_000)
-
-
-def kind_of(step: str, reason: str) -> str:
-    """A reason without what is the row's own, as the manifest counts them: what stands before a colon, no ids."""
-    head = reason.partition(":")[0]
-    twin = next((each for each in TWINS if head.startswith(each)), None)
-    return f"{step}: {f'{twin} a kept row' if twin else head}"
 
 
 def representative(reason: str) -> str | None:
