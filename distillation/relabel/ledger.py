@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -82,6 +83,20 @@ class Sums:
     doubtful: int
 
 
+def _write_ahead(base: sqlite3.Connection, patience_s: float = 60) -> None:
+    """Turn write-ahead logging on. Two processes that do so on a fresh file at once do not wait for each other:
+    SQLite answers the later one "locked" without asking its busy handler, so the patience is ours."""
+    give_up = time.monotonic() + patience_s
+    while True:
+        try:
+            base.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > give_up:
+                raise
+            time.sleep(0.01)
+
+
 class Ledger:
     """Safe for threads and for several processes on one file. `budget` in picodollars.
 
@@ -94,7 +109,7 @@ class Ledger:
         self._lock = threading.RLock()
         self._owner = Owner(path.with_name(path.name + "-owners"))
         self._db = sqlite3.connect(path, timeout=60, isolation_level=None, check_same_thread=False)
-        self._db.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(self._db)
         # FULL: a committed answer outlives the machine's power, not only this process.
         self._db.execute("PRAGMA synchronous = FULL")
         if not self._db.execute("SELECT 1 FROM sqlite_master WHERE name = 'batch'").fetchone():
