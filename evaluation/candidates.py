@@ -24,6 +24,7 @@ from potstill.progress import Progress, say
 from potstill.records import Example
 from potstill.stage import Shared, Upstream
 from potstill.tasks import Task
+from potstill.trained import find_trained
 
 ARTIFACT = "artifact:"
 CHARACTERS_A_TOKEN = 2.5  # a low guess, so that the context made from it is large enough
@@ -120,9 +121,9 @@ def _adapter(folder: Path, manifest: Manifest, shared: Shared) -> Candidate:
     def opened() -> Completer:
         from potstill.completers.transformers import TransformersCompleter
 
-        return TransformersCompleter(_resolved(shared), folder / "adapter", folder / "tokenizer", name="adapter")
+        return TransformersCompleter.student(folder, _resolved(shared), name="adapter")
 
-    size = (_weights_of(_resolved(shared)) or 0) + (_weights_of(folder / "adapter") or 0)
+    size = sum(_weights_of(each) or 0 for each in find_trained(folder, _resolved(shared)).folders)
     return Candidate("adapter", manifest.digest, "transformers, batched", "student", size or None, opened)
 
 

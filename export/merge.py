@@ -1,8 +1,9 @@
 """The weights to export: a base folder's tensors, with a LoRA adapter folded in, one tensor at a time.
 
 W' = W + scale * B A in float32, where scale is alpha / r, or alpha / sqrt(r) with rank-stabilised LoRA
-(Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732). Both classes are mappings that read a
-tensor when it is asked for, so that merging needs the memory of one tensor, not of a model.
+(Hu et al. 2021, arXiv:2106.09685; Kalajdzievski 2023, arXiv:2312.03732). DoRA (Liu et al. 2024, arXiv:2402.09353)
+then gives every output's row its learnt length: m * W' / |W'|. Both classes are mappings that read a tensor when it
+is asked for, so that merging needs the memory of one tensor, not of a model.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from potstill.errors import DamagedInput, PotstillError
 from potstill.records import Json
+from potstill.trained import find_trained
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 ADAPTER_PREFIX = "base_model.model."
 # Each of these changes what an adapter means; a plain LoRA has none. Values that mean "off" are None, False, [], {}.
 OTHER_THAN_LORA = (
-    "use_dora", "lora_bias", "fan_in_fan_out", "modules_to_save", "layer_replication", "target_parameters",
+    "lora_bias", "fan_in_fan_out", "modules_to_save", "layer_replication", "target_parameters",
     "trainable_token_indices", "use_qalora", "alora_invocation_tokens", "arrow_config",
 )  # fmt: skip
 PLAIN_INITIALISATIONS = (True, False, "gaussian", "orthogonal")
@@ -52,11 +54,15 @@ class FolderWeights(Mapping[str, "torch.Tensor"]):
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What LoRA adds to one matrix: scale * up @ down, with `down` of shape (r, in) and `up` of shape (out, r)."""
+    """What LoRA adds to one matrix: scale * up @ down, with `down` of shape (r, in) and `up` of shape (out, r).
+
+    `magnitude` (out,), with DoRA, is the length that each row of the sum is brought to.
+    """
 
     down: torch.Tensor
     up: torch.Tensor
     scale: float
+    magnitude: torch.Tensor | None = None
 
 
 class MergedWeights(Mapping[str, "torch.Tensor"]):
@@ -80,7 +86,10 @@ class MergedWeights(Mapping[str, "torch.Tensor"]):
                 f"{name}: the base has shape {tuple(weight.shape)}, the adapter was trained on "
                 f"{(delta.up.shape[0], delta.down.shape[1])}; export with the base that the adapter was trained on"
             )
-        return weight.float() + delta.scale * (delta.up.float() @ delta.down.float())
+        merged = weight.float() + delta.scale * (delta.up.float() @ delta.down.float())
+        if delta.magnitude is not None:
+            merged *= (delta.magnitude.float() / merged.norm(dim=1))[:, None]
+        return merged
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._base)
@@ -92,7 +101,8 @@ class MergedWeights(Mapping[str, "torch.Tensor"]):
 def read_adapter(folder: Path) -> dict[str, Delta]:
     """What a PEFT adapter folder adds, by the name of the base's tensor.
 
-    Raises PotstillError for an adapter that is not plain LoRA on linear layers, DamagedInput for half a pair.
+    Raises PotstillError for an adapter that is not LoRA, rsLoRA or DoRA on linear layers, DamagedInput for one that
+    lacks a part.
     """
     from safetensors.torch import load_file
 
@@ -106,11 +116,21 @@ def read_adapter(folder: Path) -> dict[str, Delta]:
         if up is None:
             raise DamagedInput(f"{folder}: {module} has lora_A and no lora_B; train again")
         down = tensors.pop(key)
-        deltas[f"{module}.weight"] = Delta(down, up, lora_scale(config, module, rank=down.shape[0]))
+        magnitude = tensors.pop(key.replace(".lora_A.weight", ".lora_magnitude_vector"), None)
+        if (magnitude is not None) != bool(config.get("use_dora")):
+            raise DamagedInput(f"{folder}: use_dora and the magnitudes of {module} disagree; train again")
+        deltas[f"{module}.weight"] = Delta(down, up, lora_scale(config, module, rank=down.shape[0]), magnitude)
     if tensors or not deltas:
         found = f"also holds {sorted(tensors)[0]}" if tensors else "holds no LoRA matrices"
-        raise PotstillError(f"export: {folder} {found}; only plain LoRA on linear layers can be merged")
+        raise PotstillError(f"export: {folder} {found}; only LoRA and DoRA on linear layers can be merged")
     return deltas
+
+
+def student_weights(folder: Path, base: Path) -> Mapping[str, torch.Tensor]:
+    """The weights that training left in `folder`: the base with its adapter merged, or a model of its own."""
+    found = find_trained(folder, base)
+    weights = FolderWeights(found.model)
+    return weights if found.adapter is None else MergedWeights(weights, read_adapter(found.adapter))
 
 
 def lora_scale(config: Json, module: str, rank: int) -> float:
@@ -132,7 +152,7 @@ def _refuse_other_kinds(config: Json) -> None:
     if config.get("init_lora_weights", True) not in PLAIN_INITIALISATIONS:
         faults.append(f"init_lora_weights={config['init_lora_weights']!r}, which changes the base too")
     if faults:
-        raise PotstillError(f"export: the adapter has {', '.join(faults)}; only plain LoRA can be merged here")
+        raise PotstillError(f"export: the adapter has {', '.join(faults)}; only LoRA and DoRA can be merged here")
 
 
 def _tensor_files(folder: Path) -> dict[str, Path]:

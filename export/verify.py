@@ -193,7 +193,7 @@ def verify_files(
     task = contract.make_task()
     tokenizer = chat.load_tokenizer(adapter / "tokenizer")
     checked = {name: verify_file(file, contract, tokenizer, rows, task) for name, file in files.items()}
-    completer = TransformersCompleter(base, adapter / "adapter", adapter / "tokenizer")
+    completer = TransformersCompleter.student(adapter, base)
     try:
         wanted = answers(completer, requests_for(rows, contract, task), "adapter answers")
     finally:

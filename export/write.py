@@ -14,7 +14,7 @@ from potstill.gguf_file import Quantisation, write_gguf
 from potstill.progress import say
 from potstill.records import Json
 
-from .merge import FolderWeights, MergedWeights, read_adapter
+from .merge import FolderWeights, student_weights
 
 QUANTISATIONS: dict[str, Quantisation] = {"gguf-f16": "f16", "gguf-q8_0": "q8_0"}
 
@@ -22,8 +22,8 @@ QUANTISATIONS: dict[str, Quantisation] = {"gguf-f16": "f16", "gguf-q8_0": "q8_0"
 def write_formats(
     formats: Sequence[str], base: Path, adapter: Path, contract: Contract, out: Path, name: str
 ) -> dict[str, Json]:
-    """One file a format from the base's weights plus the adapter's; returns what each holds, by format."""
-    weights = MergedWeights(FolderWeights(base), read_adapter(adapter / "adapter"))
+    """One file a format from what training left in `adapter`; returns what each holds, by format."""
+    weights = student_weights(adapter, base)
     config, tokenizer = read_config(base), adapter / "tokenizer"
     facts: dict[str, Json] = {}
     for each in dict.fromkeys(formats):

@@ -10,6 +10,7 @@ from potstill.contract import Contract
 from potstill.progress import say
 from potstill.records import Example, Json
 from potstill.stage import Shared
+from potstill.trained import save_trained
 
 from .loop import Plan, device_of, train
 from .model import student, whole
@@ -34,7 +35,7 @@ def fit(
     validation: Sequence[Example],
     out: Path,
 ) -> Json:
-    """Train and leave the best adapter in `out/adapter`; returns the figures for the manifest."""
+    """Train and leave the best weights in `out` (see potstill/trained.py); returns the figures for the manifest."""
     from .run import resolved_quantization
 
     quantization = resolved_quantization(settings)
@@ -60,10 +61,10 @@ def fit(
     score = Scorer(shared, model, tokenizer, validation, settings.score_rows, Contract.read(out))
     done = train(model, Answers(units), stream, held_units, plan_of(settings), watch, out / "checkpoints", score)
     learnt = watch.verdict()
-    model.save_pretrained(out / "adapter")
-    (out / "adapter" / "README.md").unlink(missing_ok=True)  # peft's template card; ours is the manifest
+    weights = save_trained(model, out)
     return learnt | {
         "method": settings.method,
+        "weights": weights.name,
         "quantization": quantization,
         "tokens_an_epoch": rows.tokens,
         "supervised_tokens_an_epoch": rows.supervised_tokens,

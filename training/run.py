@@ -1,7 +1,8 @@
 """Train: dataset -> adapter.
 
 In:  `dataset-<key>/` (train and validation rows; the test split is sealed), a base model.
-Out: `adapter-<key>/` with `adapter/` (PEFT), `tokenizer/`, `contract.json`, `trainer_log.jsonl`.
+Out: `adapter-<key>/` with `adapter/` (PEFT; after `method: full` all weights in `model/`), `tokenizer/`,
+     `contract.json`, `trainer_log.jsonl`.
 Run: `potstill train RECIPE`; a run that was stopped goes on from its last checkpoint.
 """
 
@@ -11,7 +12,7 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from potstill import chat, models
 from potstill.contract import Contract
@@ -23,6 +24,7 @@ from potstill.recipe import Section
 from potstill.records import Example, Json
 from potstill.stage import Noun, Shared, Upstream
 
+from .full import refuse_full
 from .rows import Tokenised, refuse_nothing_to_learn, tokenise
 
 NOUN: Noun = "adapter"
@@ -64,6 +66,15 @@ class Settings(Section):
     checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
     seed: int = 0
 
+    @model_validator(mode="after")
+    def _trainable(self) -> Settings:
+        if self.method == "full" and self.quantization == "nf4":
+            raise ValueError(
+                "method full trains every weight, and NF4 weights cannot be trained: found quantization nf4, expected "
+                "none or auto (or method qlora)"
+            )
+        return self
+
 
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
     """The base model, by content."""
@@ -77,6 +88,7 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     train, validation = read_examples(dataset, "train"), read_examples(dataset, "validation")
 
     base = resolve_base(shared.base_model, shared.cache_dir)
+    refuse_full(settings, base.path)
     tokenizer = load_student_tokenizer(settings, base.path, train)
     rows = tokenise(tokenizer, train, settings.window)
     refuse_nothing_to_learn(rows, settings.window)
@@ -129,6 +141,7 @@ def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
     The row shown is the first with the most learnt turns; its `spans` in order make up the whole rendered text.
     """
     base = resolve_base(shared.base_model, shared.cache_dir)
+    refuse_full(settings, base.path)
     train = read_examples(upstream["dataset"], "train")
     tokenizer = load_student_tokenizer(settings, base.path, train)
     rows = tokenise(tokenizer, train, settings.window)

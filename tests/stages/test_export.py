@@ -73,6 +73,8 @@ def save_adapter(base: models.Base, folder: Path, seed: int = 3, **changes: Any)
     for name, values in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(values, std=0.2)
+        if "magnitude" in name:
+            values.data *= torch.rand_like(values) + 0.5
     model.save_pretrained(str(folder))
     return model
 
@@ -84,8 +86,10 @@ def save_adapter(base: models.Base, folder: Path, seed: int = 3, **changes: Any)
         {"use_rslora": True},
         {"rank_pattern": {"q_proj": 2}, "alpha_pattern": {r"layers\.1\.mlp\.up_proj": 32, "v_proj": 1}},
         {"target_modules": ["q_proj", "v_proj"]},
+        {"use_dora": True},
+        {"use_dora": True, "use_rslora": True, "rank_pattern": {"q_proj": 2}},
     ],
-    ids=["plain", "rank-stabilised", "patterns", "two modules"],
+    ids=["plain", "rank-stabilised", "patterns", "two modules", "magnitudes", "magnitudes, rank-stabilised"],
 )
 def test_merging_gives_what_peft_gives(tiny: models.Base, tmp_path: Path, changes: Json) -> None:
     wanted = save_adapter(tiny, tmp_path, **changes).merge_and_unload().state_dict()
@@ -94,11 +98,21 @@ def test_merging_gives_what_peft_gives(tiny: models.Base, tmp_path: Path, change
         torch.testing.assert_close(weight.float(), wanted[name], atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("changes", [{"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"bias": "lora_only"}])
+@pytest.mark.parametrize("changes", [{"lora_bias": True}, {"modules_to_save": ["lm_head"]}, {"bias": "lora_only"}])
 def test_an_adapter_that_is_more_than_lora_is_refused(tiny: models.Base, tmp_path: Path, changes: Json) -> None:
     config = {"peft_type": "LORA", "lora_alpha": 8, "bias": "none", **changes}
     (tmp_path / "adapter_config.json").write_text(json.dumps(config))
     with pytest.raises(PotstillError, match=next(iter(changes))):
+        merge.read_adapter(tmp_path)
+
+
+def test_an_adapter_whose_magnitudes_are_gone_is_refused(tiny: models.Base, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save_adapter(tiny, tmp_path, use_dora=True)
+    file = tmp_path / "adapter_model.safetensors"
+    save_file({name: each for name, each in load_file(file).items() if "magnitude" not in name}, file)
+    with pytest.raises(DamagedInput, match="magnitudes of"):
         merge.read_adapter(tmp_path)
 
 

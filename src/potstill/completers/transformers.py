@@ -1,4 +1,4 @@
-"""Answers from a transformers model in this process: the base or an adapter, batched, greedy, constrained to labels."""
+"""Answers from a transformers model in this process: the base or a student, batched, greedy, constrained to labels."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 from potstill import chat, models
 from potstill.completers import Completion, CompletionRequest
 from potstill.tasks.base import Constraint
+from potstill.trained import Trained, find_trained, load_trained
 
 TOKENS_A_BATCH = 4096  # prompt tokens times rows: keeps activations small and the matrix products large
 
@@ -28,12 +29,14 @@ class TransformersCompleter:
         self.name = name
         self.batch_rows = batch_rows
         self._tokenizer = chat.load_tokenizer(tokenizer)
-        self._model = models.load_float(base)
-        if adapter is not None:
-            from peft import PeftModel
-
-            self._model = PeftModel.from_pretrained(self._model, adapter).merge_and_unload()
+        self._model = load_trained(Trained(base, adapter, tokenizer))
         self._model.eval()
+
+    @classmethod
+    def student(cls, folder: Path, base: Path, *, name: str = "adapter", batch_rows: int = 64) -> TransformersCompleter:
+        """A completer over what training left in `folder`: an adapter to `base`, or a model of its own."""
+        found = find_trained(folder, base)
+        return cls(found.model, found.adapter, found.tokenizer, name=name, batch_rows=batch_rows)
 
     @classmethod
     def around(

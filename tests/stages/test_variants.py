@@ -1,0 +1,146 @@
+"""LoRA's variants and full fine-tuning: what they train, what is refused, and that their files answer as they do."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+
+from export import merge
+from export import run as export
+from potstill import models, trained
+from potstill.contract import Contract
+from potstill.errors import DamagedInput, PotstillError
+from potstill.manifest import write_manifest
+from tests.stages.test_training import base, dataset, settings_with, shared_for
+from tests.stages.test_training import trained as train
+from training import full, model
+from training.loop import gradient
+from training.objectives.answers import Answers
+from training.optimizer import MasterAdamW
+from training.packing import Unit
+from training.rows import Row
+
+__all__ = ["base", "dataset"]  # fixtures
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "rslora": {"lora": {"variant": "rslora"}, "learning_rate": 0.005},
+    "dora": {"lora": {"variant": "dora"}},
+    "full": {"method": "full", "learning_rate": 0.002},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_whole_way_of_a_variant_ends_in_files_that_answer_as_it_does(
+    name: str, base: models.Base, dataset: Path, tmp_path: Path
+) -> None:
+    adapter, artifact = tmp_path / "adapter", tmp_path / "artifact"
+    facts = train(base, dataset, adapter, score_rows=15, **VARIANTS[name])
+    assert facts["training"]["loss_last"] < 0.5 * facts["training"]["loss_first"]
+    assert facts["training"]["weights"] == ("model" if name == "full" else "adapter")
+    write_manifest(adapter, "adapter", settings_passed={}, settings_used={}, inputs=[], facts=facts)
+    artifact.mkdir()
+    settings = export.Settings(formats=("gguf-f16",), max_mismatch_share=0.0)
+    upstream: Any = {"dataset": dataset, "adapter": adapter}
+    made = export.main(settings, shared_for(base, tmp_path / "work"), upstream, artifact)
+    assert made["verification"]["gguf-f16"]["share"] == 1.0
+    assert made["verification"]["gguf-f16"]["both_invalid"] == 0
+    shown = json.loads((artifact / "verification.json").read_text())["gguf-f16"]
+    assert shown["rows"] == 15
+    assert Contract.read(artifact) == Contract.read(adapter)
+
+
+@pytest.mark.parametrize("variant", ["lora", "rslora", "dora"])
+def test_what_is_merged_for_export_computes_what_was_trained(variant: Any, base: models.Base, tmp_path: Path) -> None:
+    student = model.student(
+        base.path, quantization="none", rank=4, alpha=16, dropout=0.0, seed=1, variant=variant, lean=False
+    ).float()
+    torch.manual_seed(2)
+    with torch.no_grad():
+        for each in student.parameters():
+            if each.requires_grad:
+                each.add_(torch.randn_like(each) * 0.05)
+    trained.save_trained(student, tmp_path)
+    weights = merge.student_weights(tmp_path, base.path)
+    merged = models.load_float(base.path, dtype="float32")
+    merged.load_state_dict({name: each.float() for name, each in weights.items()}, strict=False)
+    ids = torch.randint(3, 400, (1, 24))
+    with torch.no_grad():
+        wanted, found = student.eval()(input_ids=ids).logits, merged.eval()(input_ids=ids).logits
+    torch.testing.assert_close(found, wanted, atol=2e-4, rtol=1e-4)
+
+
+def test_full_fine_tuning_moves_every_parameter_and_keeps_tied_weights_tied(base: models.Base, tmp_path: Path) -> None:
+    student = model.whole(base.path, seed=0)
+    head, table = student.get_output_embeddings().weight, student.get_input_embeddings().weight
+    assert head is table
+    optimizer = MasterAdamW(student.parameters(), lr=1e-2)
+    assert len(optimizer.parameters) == len(list(student.parameters())) == len(dict(student.named_parameters()))
+    before = [each.detach().clone() for each in student.parameters()]
+    rows = [Row(f"r{at}", tuple(range(3 + at, 40 + at)), ((5, 37),)) for at in range(4)]
+    units = [Unit(row.id, (row,)) for row in rows]
+    for _ in range(3):
+        gradient(student, Answers(units), units, 4096)
+        optimizer.gather()
+        optimizer.step(1e-2, 1.0)
+    moved = {name: not torch.equal(b, a) for (name, a), b in zip(student.named_parameters(), before, strict=True)}
+    assert all(moved.values()), [name for name, each in moved.items() if not each]
+    assert any("norm" in name for name in moved)
+    trained.save_trained(student, tmp_path)
+    again = trained.load_trained(trained.find_trained(tmp_path, Path("/nowhere")))
+    assert again.get_output_embeddings().weight is again.get_input_embeddings().weight
+    for (name, wanted), found in zip(student.named_parameters(), again.parameters(), strict=True):
+        assert torch.equal(wanted, found), name
+
+
+def test_full_fine_tuning_goes_on_from_its_checkpoint(base: models.Base, dataset: Path, tmp_path: Path) -> None:
+    whole = train(base, dataset, tmp_path / "whole", **VARIANTS["full"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("training.fit.save_trained", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(base, dataset, tmp_path / "cut", **VARIANTS["full"], checkpoint_steps=1)
+    newest = sorted((tmp_path / "cut" / "checkpoints").glob("step-*"))[-1]
+    for each in newest.iterdir():
+        each.unlink()  # the one before is gone on from
+    newest.rmdir()
+    facts = train(base, dataset, tmp_path / "cut", **VARIANTS["full"], checkpoint_steps=1)
+    assert facts["training"]["loss_last"] == whole["training"]["loss_last"]
+    assert facts["training"]["steps"] == whole["training"]["steps"]
+
+
+def test_nf4_weights_cannot_be_trained() -> None:
+    with pytest.raises(ValidationError, match="NF4 weights cannot be trained: found quantization nf4, expected none"):
+        settings_with(method="full", quantization="nf4")
+
+
+def test_lora_settings_beside_full_are_said_to_be_unused(base: models.Base, capsys: pytest.CaptureFixture[str]) -> None:
+    full.refuse_full(settings_with(method="full", lora={"rank": 4}), base.path)
+    assert "train.lora: not used" in capsys.readouterr().err
+    full.refuse_full(settings_with(method="full"), base.path)
+    assert capsys.readouterr().err == ""
+
+
+def test_a_base_too_large_for_a_processor_is_refused_with_its_need(
+    base: models.Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = sum(each.numel() for each in models.load_float(base.path).parameters())
+    assert full.parameters_of(base.path) == count
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(full, "parameters_of", lambda _: 3_000_000_000)
+    with pytest.raises(PotstillError, match=r"3.0 billion parameters and would need 56 GiB.*at most 1 billion"):
+        full.refuse_full(settings_with(method="full"), base.path)
+    full.refuse_full(settings_with(method="lora"), base.path)
+
+
+def test_a_folder_with_both_layouts_or_neither_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DamagedInput, match="neither"):
+        trained.find_trained(tmp_path, tmp_path)
+    for name, file in (("adapter", "adapter_config.json"), ("model", "config.json")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text("{}")
+    with pytest.raises(DamagedInput, match="both"):
+        trained.find_trained(tmp_path, tmp_path)
