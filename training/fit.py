@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,8 @@ from .watch import Watch
 if TYPE_CHECKING:
     from .run import Settings
 
+PLOT = "training.svg"
+
 
 def fit(
     settings: Settings,
@@ -34,6 +36,7 @@ def fit(
     held: Tokenised,
     validation: Sequence[Example],
     out: Path,
+    live: Callable[[Json], None] | None = None,
 ) -> Json:
     """Train and leave the best weights in `out` (see potstill/trained.py); returns the figures for the manifest."""
     from .run import resolved_quantization
@@ -53,6 +56,8 @@ def fit(
         stream.steps,
         flops=flops_a_token(model),
         peak_flops=matrix_product_flops(device_of(model).partition(":")[0]),
+        live=live,
+        plot=out / PLOT,
     )
     say(
         f"training {len(rows.rows):,} rows ({rows.tokens:,} tokens, {rows.supervised_tokens:,} learnt), "

@@ -23,6 +23,7 @@ from potstill.progress import say
 from potstill.recipe import Section
 from potstill.records import Example, Json
 from potstill.stage import Noun, Shared, Upstream
+from potstill.tracking_live import live_run
 
 from .full import refuse_full
 from .rows import Tokenised, refuse_nothing_to_learn, tokenise
@@ -98,7 +99,8 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     tokenizer.save_pretrained(out / "tokenizer")
     from .fit import fit
 
-    learnt = fit(settings, shared, base.path, tokenizer, rows, held, validation, out)
+    with live_run(shared, out) as live:
+        learnt = fit(settings, shared, base.path, tokenizer, rows, held, validation, out, live)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return {
         "base": {"spec": base.spec, "digest": base.digest, "path": str(base.path)},

@@ -15,6 +15,7 @@ from potstill.progress import Progress, say
 from potstill.records import Json
 
 from .packing import Unit
+from .plot import draw
 
 FLAT_SHARE = 0.02  # a run whose loss falls by less than this share has learnt nothing worth an evaluation
 
@@ -47,7 +48,8 @@ class Watch:
     """Collects what happens in a phase of training; `verdict` judges the finished one.
 
     `log` gets one JSON object a step or evaluation, `live` the same as it happens. `flops` is what a token and a
-    learnt token cost, `peak_flops` what the machine's own matrix product gives a second.
+    learnt token cost, `peak_flops` what the machine's own matrix product gives a second. `plot` is drawn anew from
+    the log at every evaluation and at the end.
     """
 
     def __init__(
@@ -58,8 +60,9 @@ class Watch:
         flops: tuple[float, float] = (0.0, 0.0),
         peak_flops: float = 0.0,
         live: Callable[[Json], None] | None = None,
+        plot: Path | None = None,
     ) -> None:
-        self.log, self.live = log, live
+        self.log, self.live, self.plot = log, live, plot
         self.flops, self.peak_flops = flops, peak_flops
         self.progress = Progress("train", steps, "steps")
         self.losses: list[float] = []
@@ -94,6 +97,17 @@ class Watch:
         if "eval_score_low" in values:
             text += f" [{values['eval_score_low']:.3f}, {values['eval_score_high']:.3f}]"
         say(text)
+        self.redraw()
+
+    def redraw(self) -> None:
+        """Draw the plot from the log; a disk that refuses costs the plot, and is said once."""
+        if self.plot is None:
+            return
+        try:
+            draw(self.log, self.plot)
+        except OSError as fault:
+            say(f"{self.plot.name} is not drawn any more: {fault}; training goes on")
+            self.plot = None
 
     def _take(self, values: Json) -> None:
         line = values | machine_figures() | {"time": round(time.time(), 3)}
@@ -146,6 +160,7 @@ class Watch:
 
     def verdict(self) -> Json:
         """The phase's figures; raises NothingLearned when the loss is flat or no gradient ever flowed."""
+        self.redraw()
         if self.grad_norms and max(self.grad_norms) == 0:
             raise NothingLearned("every gradient was zero: the adapter is not connected to the loss")
         if len(self.eval_losses) >= 2:

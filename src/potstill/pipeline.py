@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,7 @@ def run_pipeline(recipe: Recipe, modules: Mapping[str, Any], upto: str, *, track
             start = time.monotonic()
             plan = plan_stage(recipe, section, module, made)
             say(f"{section}: skipped, {plan.why} ({plan.folder.name})" if plan.done else f"{section}: {plan.why}")
-            manifest = read_manifest(plan.folder, plan.noun) if plan.done else _make(recipe, plan, module, made)
+            manifest = read_manifest(plan.folder, plan.noun) if plan.done else _make(recipe, plan, module, made, track)
             made[plan.noun] = manifest
             if not plan.done:
                 say(f"{section}: done in {time.monotonic() - start:.0f} s -> {plan.folder.name}")
@@ -149,14 +149,14 @@ def run_pipeline(recipe: Recipe, modules: Mapping[str, Any], upto: str, *, track
     return outcome
 
 
-def _make(recipe: Recipe, plan: Plan, module: Any, made: Mapping[Noun, Manifest | None]) -> Manifest:
+def _make(recipe: Recipe, plan: Plan, module: Any, made: Mapping[Noun, Manifest | None], track: bool) -> Manifest:
     """Run one stage into its folder and seal it with the manifest."""
     if plan.folder.is_dir() and plan.noun not in RESUMABLE:
         shutil.rmtree(plan.folder)
     plan.folder.mkdir(parents=True, exist_ok=True)
     upstream = {need: _folder(recipe, need, _of(made, need).key) for need in module.NEEDS}
     start = time.monotonic()
-    facts = module.main(recipe.sections[plan.section], recipe.shared, upstream, plan.folder)
+    facts = module.main(recipe.sections[plan.section], replace(recipe.shared, tracked=track), upstream, plan.folder)
     return write_manifest(
         plan.folder,
         plan.noun,

@@ -27,7 +27,8 @@ Noun = Literal["dataset", "adapter", "artifact", "report", "version"]
 class Shared:
     """The four keys that every stage sees, resolved: absolute paths, labels and schema read in.
 
-    `task_definition` is what `Task.describe` gives; `work_dir` is the folder of this recipe's noun folders.
+    `task_definition` is what `Task.describe` gives; `work_dir` is the folder of this recipe's noun folders; `tracked`
+    says that runs are logged to `tracking_uri` (the pipeline sets it; `--no-track` unsets it).
     """
 
     name: str
@@ -36,6 +37,7 @@ class Shared:
     work_dir: Path
     tracking_uri: str
     recipe_path: Path | None = None
+    tracked: bool = False
 
     def task(self) -> Task:
         return task_from(self.task_definition)

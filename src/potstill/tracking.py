@@ -28,6 +28,7 @@ from potstill.progress import say
 from potstill.records import Json
 
 DIGEST_DIGITS = 32  # MLflow keeps at most 36 characters of a dataset's digest
+LIVE = "potstill.live"  # the tag of a run that grows while its stage works (see tracking_live)
 METRICS_A_BATCH = 1000  # MLflow's limits for one call
 PARAMS_A_BATCH = 100
 NOISY = ("alembic", "mlflow.store.db.utils", "mlflow.store.model_registry.abstract_store", "mlflow.tracking.fluent")
@@ -174,13 +175,18 @@ def log_stage(
 ) -> str:
     """The id of the one run of this stage on this content; logged now, unless a finished one is there.
 
-    `artifacts` are paths inside `folder`. `points` holds curves, and metrics about a logged model.
+    A run that grew while the stage worked is completed. `artifacts` are paths inside `folder`. `points` holds curves,
+    and metrics about a logged model.
     """
     identity = Identity(experiment, stage, manifest.digest, manifest.key)
+    live = find_live_run(tracking, identity)
     if found := find_run(tracking, identity):
+        if live:
+            client(tracking).delete_run(live)  # the stage was done again and made the same
         return found
-    with _new_run(tracking, identity, manifest, {**_origin_tags(manifest, folder), **(tags or {})}) as run_id:
-        log_points(tracking, run_id, [Point(key, value) for key, value in metrics.items()] + list(points))
+    with _new_run(tracking, identity, manifest, {**_origin_tags(manifest, folder), **(tags or {})}, live) as run_id:
+        curves = missing_points(tracking, run_id, points) if live else list(points)
+        log_points(tracking, run_id, [Point(key, value) for key, value in metrics.items()] + curves)
         _log_params(tracking, run_id, params)
         _log_datasets(tracking, run_id, datasets)
         for name in artifacts:
@@ -202,31 +208,57 @@ def find_run(tracking: Tracking, identity: Identity) -> str | None:
     return str(found[0].info.run_id) if found else None
 
 
+def find_live_run(tracking: Tracking, identity: Identity) -> str | None:
+    """The run that a stage in work has, whatever its status (a kill leaves it RUNNING); by its key alone."""
+    if not identity.key:
+        return None
+    wanted = f"tags.`{LIVE}` = 'true' and tags.stage = '{identity.stage}' and tags.`potstill.key` = '{identity.key}'"
+    found = client(tracking).search_runs([experiment_id(tracking, identity.experiment)], wanted, max_results=1)
+    return str(found[0].info.run_id) if found else None
+
+
+def missing_points(tracking: Tracking, run_id: str, points: Sequence[Point]) -> list[Point]:
+    """The points at steps where the run has none of that name yet."""
+    api = client(tracking)
+    known = {
+        key: {each.step for each in api.get_metric_history(run_id, metric_key(key))}
+        for key in {each.key for each in points}
+    }
+    return [each for each in points if each.step not in known[each.key]]
+
+
 @contextmanager
-def _new_run(tracking: Tracking, identity: Identity, manifest: Manifest, tags: Mapping[str, str]) -> Iterator[str]:
-    """A run that is FINISHED only when the block ends well, so that a half-logged one is never taken for it."""
+def _new_run(
+    tracking: Tracking, identity: Identity, manifest: Manifest, tags: Mapping[str, str], live: str | None = None
+) -> Iterator[str]:
+    """A run that is FINISHED only when the block ends well, so that a half-logged one is never taken for it.
+
+    A `live` one is taken for it, and is live no more once it is whole.
+    """
     api = client(tracking)
     ended = epoch_ms(manifest.created)
     wall_s = manifest.facts.get("wall_s")
     name = f"{tags.get('potstill.candidate', identity.stage)}-{identity.key or identity.digest[:10]}"
-    run_id = str(
-        api.create_run(
+    tags = {**tags, "stage": identity.stage, "potstill.digest": identity.digest, "potstill.key": identity.key}
+    if live is not None:
+        for key, value in tags.items():
+            api.set_tag(live, key, value)
+        run_id = live
+    else:
+        made = api.create_run(
             experiment_id(tracking, identity.experiment),
             start_time=ended - int(1000 * wall_s) if ended and isinstance(wall_s, (int, float)) else ended,
-            tags={
-                **tags,
-                "stage": identity.stage,
-                "potstill.digest": identity.digest,
-                "potstill.key": identity.key,
-            },
+            tags=tags,
             run_name=name,
-        ).info.run_id
-    )
+        )
+        run_id = str(made.info.run_id)
     try:
         yield run_id
     except BaseException:
         api.set_terminated(run_id, "FAILED")
         raise
+    if live is not None:
+        api.delete_tag(run_id, LIVE)  # last: until then, what failed is completed the next time
     api.set_terminated(run_id, "FINISHED", ended)
 
 

@@ -30,7 +30,7 @@ STAGE_OF = {"dataset": "distill", "adapter": "train", "artifact": "export", "rep
 # The files a reviewer opens, rather than the weights: those are copied once, with the version.
 FILES_OF = {
     "dataset": ("card.md", "manifest.json"),
-    "adapter": ("contract.json", "trainer_log.jsonl", "manifest.json"),
+    "adapter": ("contract.json", "trainer_log.jsonl", "training.svg", "manifest.json"),
     "artifact": ("verification.json", "contract.json", "manifest.json"),
     "report": ("report.html", "report.json", "manifest.json"),
 }
@@ -91,13 +91,15 @@ def training_curves(path: Path, ended_ms: int | None = None) -> list[Point]:
     """Every number of every line of a trainer log, at its step; `time` (seconds since 1970) is used where given."""
     if not path.is_file():
         return []
-    points = []
-    for line in path.read_text().splitlines():
-        entry = json.loads(line)
-        step, time = int(entry.pop("step", 0)), entry.pop("time", None)
-        time_ms = int(1000 * time) if isinstance(time, (int, float)) else ended_ms
-        points += [Point(key, value, step, time_ms) for key, value in flat_numbers(entry).items()]
-    return points
+    return [point for line in path.read_text().splitlines() for point in points_of(json.loads(line), ended_ms)]
+
+
+def points_of(line: Json, ended_ms: int | None = None) -> list[Point]:
+    """One line of a trainer log as metric values."""
+    step, time = int(line.get("step", 0)), line.get("time")
+    time_ms = int(1000 * time) if isinstance(time, (int, float)) else ended_ms
+    rest = {key: value for key, value in line.items() if key not in ("step", "time")}
+    return [Point(key, value, step, time_ms) for key, value in flat_numbers(rest).items()]
 
 
 def shipped_candidate(report: Json) -> str | None:
