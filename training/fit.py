@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from potstill.records import Example, Json
 from potstill.stage import Shared
 from potstill.trained import save_trained
 
+from . import processes
 from .loop import Plan, device_of, train
 from .model import student, whole
 from .objectives.answers import Answers
@@ -52,12 +54,12 @@ def fit(
         max_steps=settings.max_steps,
     )
     watch = Watch(
-        out / "trainer_log.jsonl",
+        out / "trainer_log.jsonl" if processes.first() else Path(os.devnull),
         stream.steps,
         flops=flops_a_token(model),
         peak_flops=matrix_product_flops(device_of(model).partition(":")[0]),
         live=live,
-        plot=out / PLOT,
+        plot=out / PLOT if processes.first() else None,
     )
     say(
         f"training {len(rows.rows):,} rows ({rows.tokens:,} tokens, {rows.supervised_tokens:,} learnt), "
@@ -65,9 +67,12 @@ def fit(
     )
     score = Scorer(shared, model, tokenizer, validation, settings.score_rows, Contract.read(out))
     done = train(model, Answers(units), stream, held_units, plan_of(settings), watch, out / "checkpoints", score)
+    if not processes.first():
+        return {}
     learnt = watch.verdict()
     weights = save_trained(model, out)
     return learnt | {
+        "processes": processes.count(),
         "method": settings.method,
         "weights": weights.name,
         "quantization": quantization,
@@ -82,7 +87,8 @@ def make_student(settings: Settings, base: Path, quantization: Any) -> Any:
     """The model that the recipe asks for, ready to be trained."""
     if settings.method == "full":
         return whole(base, seed=settings.seed)
-    return student(
+    sharded = settings.shard == "full"
+    made = student(
         base,
         quantization=quantization,
         rank=settings.lora.rank,
@@ -90,7 +96,9 @@ def make_student(settings: Settings, base: Path, quantization: Any) -> Any:
         dropout=settings.lora.dropout,
         variant=settings.lora.variant,
         seed=settings.seed,
+        shardable=sharded,
     )
+    return processes.shard(made) if sharded else made
 
 
 def units_of(tokenised: Tokenised) -> list[Unit]:

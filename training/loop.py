@@ -20,11 +20,11 @@ import torch
 from potstill.progress import say
 from potstill.records import Json
 
-from . import checkpoints
+from . import checkpoints, processes
 from .batch import Batch, token_scores
 from .objectives import Objective
 from .optimizer import MasterAdamW, Schedule, learning_rate
-from .packing import Stream, Unit, micro_batches
+from .packing import Stream, Unit
 from .scoring import Score
 from .watch import Watch, refuse_not_finite
 
@@ -79,7 +79,10 @@ def train(
         model.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, paged_8bit=plan.paged_8bit
     )
     done = resume(folder, optimizer, watch)
-    objective.prepare(model, [*stream.units, *held], folder)
+    processes.take_from_first(optimizer.master)
+    optimizer.write_back()
+    own = folder if processes.first() else folder / f"process-{processes.rank()}"
+    objective.prepare(model, [*stream.units, *held], own)
     every = max(1, stream.steps // plan.evals)
     saved = time.monotonic()
     with asked_to_end() as ending:
@@ -92,7 +95,7 @@ def train(
             rate = learning_rate(
                 done.step, stream.steps, peak=plan.learning_rate, warmup_share=plan.warmup_share, schedule=plan.schedule
             )
-            optimizer.gather()
+            processes.add_up(optimizer.gather())
             norm = optimizer.step(rate, plan.max_grad_norm)
             done.step += 1
             watch.step(done.step, units, {"loss": loss, "grad_norm": norm, "learning_rate": rate} | extra)
@@ -102,10 +105,11 @@ def train(
                 evaluate(model, objective, held, plan, watch, score, done, folder)
             since = (time.monotonic() - saved) / 60
             often = plan.checkpoint_steps is not None and done.step % plan.checkpoint_steps == 0
-            if due or often or ending or since >= plan.checkpoint_minutes:
+            asked = processes.agreed(bool(ending))
+            if due or often or asked or since >= plan.checkpoint_minutes:
                 save(folder, optimizer, done)
                 saved = time.monotonic()
-            if ending:
+            if asked:
                 say(f"asked to end: stopped at step {done.step}; the same command goes on from there")
                 raise KeyboardInterrupt
     take_best(folder, model, done)
@@ -118,14 +122,15 @@ def gradient(
     """Leave a step's gradient in the parameters; returns its loss and the means of further figures."""
     normaliser = objective.normaliser(units)
     total, sums = 0.0, dict[str, tuple[float, float]]()
-    for micro in micro_batches(units, micro_tokens):
+    for micro, counts in processes.rounds(units, micro_tokens):
         batch = Batch.of(micro, device_of(model))
         scores, hits = token_scores(model, batch, objective.scores)
-        loss = objective.loss(scores, batch) / normaliser
+        loss = objective.loss(scores, batch) / normaliser * counts
         loss.backward()  # type: ignore[no-untyped-call]
-        total += float(loss.detach())
-        _add(sums, {"token_accuracy": (hits, scores.numel())} | objective.figures(scores.detach(), batch))
-    return total, {name: above / max(below, 1e-9) for name, (above, below) in sums.items()}
+        if counts:
+            total += float(loss.detach())
+            _add(sums, {"token_accuracy": (hits, scores.numel())} | objective.figures(scores.detach(), batch))
+    return _over_processes(total, sums)
 
 
 @torch.no_grad()
@@ -136,14 +141,24 @@ def held_out_loss(
     total, sums = 0.0, dict[str, tuple[float, float]]()
     was_training = model.training
     model.eval()
-    for micro in micro_batches(held, micro_tokens):
+    for micro, counts in processes.rounds(held, micro_tokens):
         batch = Batch.of(micro, device_of(model))
         scores, hits = token_scores(model, batch, objective.scores)
-        total += float(objective.loss(scores, batch))
-        _add(sums, {"token_accuracy": (hits, scores.numel())} | objective.figures(scores, batch))
+        if counts:
+            total += float(objective.loss(scores, batch))
+            _add(sums, {"token_accuracy": (hits, scores.numel())} | objective.figures(scores, batch))
     model.train(was_training)
-    means = {name: above / max(below, 1e-9) for name, (above, below) in sums.items()}
+    total, means = _over_processes(total, sums)
     return total / objective.normaliser(held), means
+
+
+def _over_processes(total: float, sums: dict[str, tuple[float, float]]) -> tuple[float, dict[str, float]]:
+    """The sum of all processes' totals, and the means of all their figures."""
+    parts = processes.gathered((total, sums))
+    added = dict[str, tuple[float, float]]()
+    for _, figures in parts:
+        _add(added, figures)
+    return sum(part for part, _ in parts), {name: above / max(below, 1e-9) for name, (above, below) in added.items()}
 
 
 def _add(sums: dict[str, tuple[float, float]], more: dict[str, tuple[float, float]]) -> None:
@@ -171,7 +186,7 @@ def evaluate(
         return
     loss, means = held_out_loss(model, objective, held, plan.micro_tokens)
     refuse_not_finite({"eval_loss": loss, "step": done.step})
-    found = score()
+    found = processes.agreed(score())
     values: Json = {"eval_loss": loss} | {f"eval_{name}": value for name, value in means.items()}
     if found is not None:
         values |= {"eval_score": found.value, "eval_score_low": found.low, "eval_score_high": found.high}
@@ -187,7 +202,11 @@ def evaluate(
 
 
 def keep_best(folder: Path, model: Any, step: int) -> bool:
-    """Write the trained weights to `folder/best`; False when the disk refuses."""
+    """Write the trained weights to `folder/best`; False when the disk refuses. Process 0 writes for all."""
+    return processes.agreed(_write_best(folder, model, step) if processes.first() else False)
+
+
+def _write_best(folder: Path, model: Any, step: int) -> bool:
     weights = {name: each for name, each in model.named_parameters() if each.requires_grad}
     try:
         checkpoints.write_checkpoint(folder / "best", checkpoints.step_name(step), weights, {"step": step})
@@ -199,6 +218,8 @@ def keep_best(folder: Path, model: Any, step: int) -> bool:
 
 def save(folder: Path, optimizer: MasterAdamW, done: Progressed) -> None:
     """A checkpoint of everything that the next step depends on."""
+    if not processes.first():
+        return
     state = {"progressed": asdict(done), "random": checkpoints.random_states()}
     if checkpoints.save_step(folder, done.step, optimizer.state(), state):
         checkpoints.drop_unneeded_best(folder)

@@ -23,18 +23,20 @@ def student(
     seed: int,
     variant: Adapter = "lora",
     lean: bool = True,
+    shardable: bool = False,
 ) -> Any:
     """The base with frozen weights and a fresh adapter (LoRA, Hu et al. 2021; QLoRA, Dettmers et al. 2023).
 
     rsLoRA (Kalajdzievski 2023) scales by alpha / sqrt(rank), DoRA (Liu et al. 2024) learns the magnitude of every
     output apart. The adapter computes in the base's bf16, since a float32 one costs a cast of every activation on a
-    CPU; its float32 master copy lives in the optimiser (see optimizer.py).
+    CPU; its float32 master copy lives in the optimiser (see optimizer.py). A `shardable` one can be given to
+    processes.shard.
     """
     import peft
     import torch
 
     torch.manual_seed(seed)
-    model = models.load_nf4(base) if quantization == "nf4" else models.load_float(base)
+    model = models.load_nf4(base, shardable=shardable) if quantization == "nf4" else models.load_float(base)
     if quantization == "nf4":
         prepare: Any = peft.prepare_model_for_kbit_training  # untyped in peft
         model = prepare(model, use_gradient_checkpointing=False)
@@ -49,7 +51,7 @@ def student(
         use_dora=variant == "dora",
     )
     model = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
-    if lean and not torch.cuda.is_available():
+    if lean and not shardable and not torch.cuda.is_available():
         make_lean(model)
         if quantization == "nf4":
             say("nf4: dequantised once into bf16, the values stay NF4's: on a CPU memory is dearer saved than used")

@@ -19,7 +19,8 @@ POINTS = 200  # a longer curve is drawn as the means of that many stretches
 
 STYLE = """
 svg{font:12px system-ui,sans-serif;background:#fff;--ink:#1b1b1b;--faint:#8a8a8a;--grid:#e4e4e4;--a:#0062a3;--b:#c44900}
-@media (prefers-color-scheme:dark){svg{background:#15171a;--ink:#ececec;--faint:#a0a0a0;--grid:#33373c;--a:#5cb8f0;--b:#f0a63a}}
+@media (prefers-color-scheme:dark){
+svg{background:#15171a;--ink:#ececec;--faint:#a0a0a0;--grid:#33373c;--a:#5cb8f0;--b:#f0a63a}}
 text{fill:var(--ink)}.faint{fill:var(--faint)}.grid{stroke:var(--grid);stroke-width:1}.band{fill:var(--b);opacity:.22}
 .a,.b{fill:none;stroke-width:1.8;stroke-linejoin:round}.a{stroke:var(--a)}.b{stroke:var(--b)}.dot{fill:var(--b)}
 .ta{fill:var(--a)}.tb{fill:var(--b)}

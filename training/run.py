@@ -25,6 +25,7 @@ from potstill.records import Example, Json
 from potstill.stage import Noun, Shared, Upstream
 from potstill.tracking_live import live_run
 
+from . import processes
 from .full import refuse_full
 from .rows import Tokenised, refuse_nothing_to_learn, tokenise
 
@@ -65,6 +66,7 @@ class Settings(Section):
     patience: Annotated[int, Field(ge=1)] | None = None
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
+    shard: Literal["none", "full"] = "none"
     seed: int = 0
 
     @model_validator(mode="after")
@@ -73,6 +75,10 @@ class Settings(Section):
             raise ValueError(
                 "method full trains every weight, and NF4 weights cannot be trained: found quantization nf4, expected "
                 "none or auto (or method qlora)"
+            )
+        if self.method == "full" and self.shard == "full":
+            raise ValueError(
+                "shard full spreads frozen weights, and method full has none: found shard full, expected none"
             )
         return self
 
@@ -83,30 +89,64 @@ def inputs(settings: Settings, shared: Shared) -> list[Input]:
 
 
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
-    """Train the adapter; raises NothingLearned when there is nothing to learn or nothing was learnt."""
+    """Train the student; raises NothingLearned when there is nothing to learn or nothing was learnt."""
     models.prepare_torch()
+    processes.join()
     dataset = upstream["dataset"]
     train, validation = read_examples(dataset, "train"), read_examples(dataset, "validation")
 
     base = resolve_base(shared.base_model, shared.cache_dir)
     refuse_full(settings, base.path)
+    if processes.first():
+        lead(upstream, out)
     tokenizer = load_student_tokenizer(settings, base.path, train)
     rows = tokenise(tokenizer, train, settings.window)
     refuse_nothing_to_learn(rows, settings.window)
     held = tokenise(tokenizer, validation, settings.window)
 
-    write_contract(shared, settings, dataset, tokenizer, train, rows, out)
-    tokenizer.save_pretrained(out / "tokenizer")
+    if processes.first():
+        write_contract(shared, settings, dataset, tokenizer, train, rows, out)
+        tokenizer.save_pretrained(out / "tokenizer")
+    processes.wait()
     from .fit import fit
 
     with live_run(shared, out) as live:
         learnt = fit(settings, shared, base.path, tokenizer, rows, held, validation, out, live)
+    processes.leave()
+    if not processes.first():
+        return {}
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return {
         "base": {"spec": base.spec, "digest": base.digest, "path": str(base.path)},
         "rows": {"train": len(rows.rows), "validation": len(held.rows), "too_long": len(rows.too_long)},
         "training": learnt,
     }
+
+
+def lead(upstream: Upstream, out: Path) -> None:
+    """Tell the other processes, which wait in `follow`, where the work stands."""
+    global _led
+    _led = True
+    processes.agreed((dict(upstream), out))
+
+
+def follow(settings: Settings, shared: Shared) -> int:
+    """What a process other than the first does under torchrun: wait for the stage to begin, take part, end."""
+    processes.join()
+    order: tuple[Upstream, Path] | None = processes.agreed(None)
+    if order is not None:
+        main(settings, shared, *order)
+    return 0
+
+
+def dismiss() -> None:
+    """Let the other processes go when there was nothing to train."""
+    if processes.count() > 1 and not _led:
+        processes.join()
+        processes.agreed(None)
+
+
+_led = False
 
 
 def load_student_tokenizer(settings: Settings, base: Path, train: list[Example]) -> Any:

@@ -148,8 +148,11 @@ def load_float(base: Path, *, dtype: str = "bfloat16") -> Any:
     return model.to(device)
 
 
-def load_nf4(base: Path) -> Any:
-    """The base quantised to NF4 with double quantisation (QLoRA, Dettmers et al. 2023), computing in bf16."""
+def load_nf4(base: Path, *, shardable: bool = False) -> Any:
+    """The base quantised to NF4 with double quantisation (QLoRA, Dettmers et al. 2023), computing in bf16.
+
+    `shardable` stores the same bytes as bf16: only floating-point weights can be spread over devices.
+    """
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
@@ -159,8 +162,9 @@ def load_nf4(base: Path) -> Any:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_quant_storage=torch.bfloat16 if shardable else torch.uint8,
     )
-    device = {"": 0} if torch.cuda.is_available() else {"": "cpu"}
+    device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else {"": "cpu"}
     return AutoModelForCausalLM.from_pretrained(
         base, quantization_config=config, dtype=torch.bfloat16, device_map=device, attn_implementation="sdpa"
     )

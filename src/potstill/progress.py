@@ -13,9 +13,19 @@ LOG_EVERY_S = 10.0
 DRAW_EVERY_S = 0.2
 
 
+_hushed = False
+
+
+def hush() -> None:
+    """Say and draw nothing from here on: for processes that do what another one reports."""
+    global _hushed
+    _hushed = True
+
+
 def say(text: str) -> None:
     """One line for the person who watches; never part of the result (that goes to standard output)."""
-    print(text, file=sys.stderr, flush=True)
+    if not _hushed:
+        print(text, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -26,7 +36,7 @@ class Progress:
         self.done = 0
         self.note = ""
         self._start = self._drawn = time.monotonic()
-        self._live = sys.stderr.isatty()
+        self._live = sys.stderr.isatty() and not _hushed
 
     def __enter__(self) -> Progress:
         return self

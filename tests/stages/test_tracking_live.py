@@ -82,11 +82,16 @@ def test_a_killed_training_goes_on_in_its_run_with_every_step_once(tracking: Tra
     folder = tmp_path / "adapter-k1"
     folder.mkdir()
     shared = shared_for("killed", tracking.uri, tmp_path)
-    with pytest.raises(KeyboardInterrupt), live_run(shared, folder) as live:
-        assert live is not None
-        for step in range(1, 11):
-            live(line(step))
-        raise KeyboardInterrupt
+
+    def train_and_be_killed() -> None:
+        with live_run(shared, folder) as live:
+            assert live is not None
+            for step in range(1, 11):
+                live(line(step))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_and_be_killed()
     (run,) = runs_of(tracking, "killed")
     assert run.info.status == "KILLED"
     with live_run(shared, folder) as live:

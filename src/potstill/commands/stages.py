@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 from potstill.commands.recipes import read
@@ -22,7 +23,10 @@ def run(arguments: argparse.Namespace) -> int:
     upto = "register" if arguments.command == "run" else arguments.command
     if arguments.dry_run:
         return _dry_run(arguments, recipe, modules, upto)
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0":  # started by torchrun
+        return int(modules["train"].follow(recipe.sections["train"], recipe.shared))
     outcome = run_pipeline(recipe, modules, upto, track=not arguments.no_track)
+    modules["train"].dismiss()
     gate = outcome["gate"]
     if arguments.json:
         print(json.dumps(outcome))

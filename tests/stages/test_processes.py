@@ -1,0 +1,137 @@
+"""Several processes make the steps that one would make: on a CPU, over gloo, with the tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from potstill import models
+from potstill.errors import PotstillError
+from potstill.records import Json
+from tests.stages.processes_child import units
+from tests.stages.tiny_llama import tiny_base
+from training import processes
+from training.packing import Unit
+from training.rows import Row
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> models.Base:
+    return tiny_base(tmp_path_factory.mktemp("base") / "tiny")
+
+
+def run(base: models.Base, out: Path, count: int, **changes: Any) -> list[Json]:
+    """The log's lines of a training by `count` processes."""
+    out.mkdir(exist_ok=True)
+    job = {"base": str(base.path), "out": str(out), "quantization": "none", "shard": False, "steps": 12} | changes
+    (out / "job.json").write_text(json.dumps(job))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    environment = os.environ | {
+        "WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}",
+    }  # fmt: skip
+    children = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.stages.processes_child", str(out / "job.json")],
+            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=ROOT, stderr=subprocess.PIPE, text=True,
+        )
+        for rank in range(count)
+    ]  # fmt: skip
+    said = [child.communicate(timeout=400)[1] for child in children]
+    assert [child.returncode for child in children] == [0] * count, "\n".join(said)
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def series(lines: list[Json], name: str) -> list[Any]:
+    return [line[name] for line in lines if name in line]
+
+
+@pytest.fixture(scope="module")
+def alone(base: models.Base, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Json]]:
+    out = tmp_path_factory.mktemp("alone") / "out"
+    return out, run(base, out, 1)
+
+
+def same(found: list[Json], wanted: list[Json], rel: float) -> None:
+    assert series(found, "rows") == series(wanted, "rows")
+    for name in ("loss", "grad_norm", "eval_loss", "token_accuracy", "eval_token_accuracy"):
+        assert series(found, name) == pytest.approx(series(wanted, name), rel=rel), name
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_processes_make_the_steps_of_one(
+    count: int, base: models.Base, alone: tuple[Path, list[Json]], tmp_path: Path
+) -> None:
+    found = run(base, tmp_path, count)
+    same(found, alone[1], rel=1e-5)
+    trained = [torch.load(tmp_path / f"process-{rank}.pt")["trained"] for rank in range(count)]
+    assert all(torch.equal(each, trained[0]) for each in trained)
+    wanted = torch.load(alone[0] / "process-0.pt")["trained"]
+    torch.testing.assert_close(trained[0], wanted, rtol=1e-3, atol=1e-5)
+
+
+def test_sharded_weights_make_the_same_steps_and_stand_in_one_process_each(
+    base: models.Base, alone: tuple[Path, list[Json]], tmp_path: Path
+) -> None:
+    same(run(base, tmp_path, 2, shard=True), alone[1], rel=1e-5)
+    whole = torch.load(alone[0] / "process-0.pt")["local"]
+    parts = [torch.load(tmp_path / f"process-{rank}.pt")["local"] for rank in range(2)]
+    assert sum(parts) == whole
+    assert max(parts) <= 0.51 * whole
+
+
+def test_sharded_nf4_weights_make_the_same_steps(base: models.Base, tmp_path: Path) -> None:
+    wanted = run(base, tmp_path / "alone", 1, quantization="nf4")
+    found = run(base, tmp_path / "sharded", 2, quantization="nf4", shard=True)
+    same_rows = series(found, "rows") == series(wanted, "rows")
+    assert same_rows
+    assert series(found, "loss") == pytest.approx(series(wanted, "loss"), rel=2e-2)  # bf16
+    whole = torch.load(tmp_path / "alone" / "process-0.pt")["local"]
+    parts = [torch.load(tmp_path / "sharded" / f"process-{rank}.pt")["local"] for rank in range(2)]
+    assert max(parts) <= 0.52 * whole
+
+
+def test_a_run_goes_on_with_another_number_of_processes(
+    base: models.Base, alone: tuple[Path, list[Json]], tmp_path: Path
+) -> None:
+    run(base, tmp_path, 2, stop_at=5)
+    same(run(base, tmp_path, 1), alone[1], rel=1e-5)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 9))
+def test_every_unit_is_in_one_share_and_shares_are_balanced(lengths: list[int], among: int) -> None:
+    made = [Unit(str(at), (Row(str(at), tuple(range(n)), ((1, n),)),)) for at, n in enumerate(lengths)]
+    parts = processes.shares(made, among)
+    assert len(parts) == among
+    assert sorted(unit.id for part in parts for unit in part) == sorted(unit.id for unit in made)
+    tokens = [sum(unit.tokens for unit in part) for part in parts]
+    assert max(tokens) - min(tokens) <= max(lengths)
+    for part in parts:
+        assert [int(unit.id) for unit in part] == sorted(int(unit.id) for unit in part)
+
+
+def test_alone_every_unit_is_computed_once_in_order() -> None:
+    made = units(20, 0)
+    found = list(processes.rounds(made, 100))
+    assert all(counts for _, counts in found)
+    assert [unit for micro, _ in found for unit in micro] == made
+
+
+def test_sharding_alone_is_refused(base: models.Base) -> None:
+    with pytest.raises(PotstillError, match="torchrun"):
+        processes.shard(models.load_float(base.path))
