@@ -41,6 +41,7 @@ def student(
         prepare: Any = peft.prepare_model_for_kbit_training  # untyped in peft
         model = prepare(model, use_gradient_checkpointing=False)
         model = _norms_in_bf16(model)
+        _never_repacked(model)
     config = peft.LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -64,6 +65,16 @@ def whole(base: Path, *, seed: int) -> Any:
 
     torch.manual_seed(seed)
     return models.load_float(base)
+
+
+def _never_repacked(model: Any) -> None:
+    """Keep bitsandbytes' 4-bit layers from repacking their weights at the first evaluation on a processor.
+
+    Its backward pass does not know the packed layout (0.50): every gradient after the first evaluation would be wrong.
+    """
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _norms_in_bf16(model: Any) -> Any:

@@ -98,9 +98,9 @@ def test_sharded_weights_make_the_same_steps_and_stand_in_one_process_each(
 def test_sharded_nf4_weights_make_the_same_steps(base: models.Base, tmp_path: Path) -> None:
     wanted = run(base, tmp_path / "alone", 1, quantization="nf4")
     found = run(base, tmp_path / "sharded", 2, quantization="nf4", shard=True)
-    same_rows = series(found, "rows") == series(wanted, "rows")
-    assert same_rows
-    assert series(found, "loss") == pytest.approx(series(wanted, "loss"), rel=2e-2)  # bf16
+    assert series(found, "rows") == series(wanted, "rows")
+    for name in ("loss", "grad_norm", "eval_loss"):
+        assert series(found, name) == pytest.approx(series(wanted, name), rel=0.05), name  # bf16
     whole = torch.load(tmp_path / "alone" / "process-0.pt")["local"]
     parts = [torch.load(tmp_path / "sharded" / f"process-{rank}.pt")["local"] for rank in range(2)]
     assert max(parts) <= 0.52 * whole

@@ -19,7 +19,7 @@ from potstill.manifest import write_manifest
 from tests.stages.test_training import base, dataset, settings_with, shared_for
 from tests.stages.test_training import trained as train
 from training import full, model
-from training.loop import gradient
+from training.loop import gradient, held_out_loss
 from training.objectives.answers import Answers
 from training.optimizer import MasterAdamW
 from training.packing import Unit
@@ -144,3 +144,22 @@ def test_a_folder_with_both_layouts_or_neither_is_refused(tmp_path: Path) -> Non
         (tmp_path / name / file).write_text("{}")
     with pytest.raises(DamagedInput, match="both"):
         trained.find_trained(tmp_path, tmp_path)
+
+
+@pytest.mark.parametrize("variant", ["lora", "dora"])
+def test_an_evaluation_does_not_change_the_gradients_of_an_nf4_base(variant: Any, base: models.Base) -> None:
+    rows = [Row(f"r{at}", tuple(range(3 + at, 40 + at)), ((5, 37),)) for at in range(4)]
+    units = [Unit(row.id, (row,)) for row in rows]
+    norms = []
+    for evaluated in (False, True):
+        student = model.student(
+            base.path, quantization="nf4", rank=4, alpha=16, dropout=0.0, seed=1, variant=variant, lean=False
+        )
+        if evaluated:
+            held_out_loss(student, Answers(units), units, 4096)
+        student.train()
+        optimizer = MasterAdamW(student.parameters(), lr=1e-2)
+        gradient(student, Answers(units), units, 4096)
+        norms.append(float(optimizer.gather().norm()))
+    assert norms[0] > 0
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
