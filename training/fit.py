@@ -13,7 +13,7 @@ from potstill.stage import Shared
 
 from .loop import Plan, device_of, train
 from .model import student, whole
-from .objectives.answers import Answers
+from .objectives import Objective
 from .packing import Stream, Unit
 from .rows import Tokenised
 from .scoring import Scorer
@@ -33,6 +33,7 @@ def fit(
     held: Tokenised,
     validation: Sequence[Example],
     out: Path,
+    objective: Objective,
 ) -> Json:
     """Train and leave the best adapter in `out/adapter`; returns the figures for the manifest."""
     from .run import resolved_quantization
@@ -58,12 +59,13 @@ def fit(
         f"{stream.steps:,} steps"
     )
     score = Scorer(shared, model, tokenizer, validation, settings.score_rows, Contract.read(out))
-    done = train(model, Answers(units), stream, held_units, plan_of(settings), watch, out / "checkpoints", score)
+    done = train(model, objective, stream, held_units, plan_of(settings), watch, out / "checkpoints", score)
     learnt = watch.verdict()
     model.save_pretrained(out / "adapter")
     (out / "adapter" / "README.md").unlink(missing_ok=True)  # peft's template card; ours is the manifest
     return learnt | {
         "method": settings.method,
+        "objective": {"name": objective.name, **getattr(objective, "facts", {})},
         "quantization": quantization,
         "tokens_an_epoch": rows.tokens,
         "supervised_tokens_an_epoch": rows.supervised_tokens,
