@@ -34,6 +34,10 @@ class Vocabulary:
         found = tuple(None if at in special else _bytes(name) for at, name in enumerate(names))
         return cls(found, {each: at for at, each in reversed(list(enumerate(found))) if each})
 
+    def text(self, token: int) -> bytes | None:
+        """The bytes of a token; None for one without, also for ids that a model has beyond its tokenizer's."""
+        return self.bytes_of[token] if token < len(self.bytes_of) else None
+
 
 def _byte_level() -> dict[str, int]:
     """GPT-2's printable stand-ins for bytes (Radford et al. 2019): printable ones are themselves, others follow 256."""
@@ -70,8 +74,8 @@ def aligned(answer: Sequence[int], logged: AnswerLogprobs, vocabulary: Vocabular
     starts, at = [], 0
     for token in answer:
         starts.append(at)
-        at += len(vocabulary.bytes_of[token] or b"")
-    text = b"".join(vocabulary.bytes_of[token] or b"" for token in answer)
+        at += len(vocabulary.text(token) or b"")
+    text = b"".join(vocabulary.text(token) or b"" for token in answer)
     if logged.text[logged.start : logged.start + len(text)] != text:
         return [None] * len(answer)
     by_start: dict[int, TokenLogprobs] = {}
@@ -81,7 +85,7 @@ def aligned(answer: Sequence[int], logged: AnswerLogprobs, vocabulary: Vocabular
             by_start[place] = each
         place += len(each.token)
     return [
-        _candidates(by_start.get(start), token, vocabulary) if vocabulary.bytes_of[token] else None
+        _candidates(by_start.get(start), token, vocabulary) if vocabulary.text(token) else None
         for start, token in zip(starts, answer, strict=True)
     ]
 

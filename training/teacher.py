@@ -141,11 +141,11 @@ def written_logprobs(
         tokens = []
         for at, token in enumerate(row.token_ids[start:end]):
             named = [
-                (vocabulary.bytes_of[each], value)
+                (vocabulary.text(each), value)
                 for each, value in zip(best.indices[at].tolist(), best.values[at].tolist(), strict=True)
             ]
             top = tuple((text, value) for text, value in named if text)
-            tokens.append(TokenLogprobs(vocabulary.bytes_of[token] or b"", float(log_probs[at, token]), top))
+            tokens.append(TokenLogprobs(vocabulary.text(token) or b"", float(log_probs[at, token]), top))
         found[row.id] = AnswerLogprobs(row.id, 0, tuple(tokens))
 
     each_distribution(model, rows, micro_tokens, take)

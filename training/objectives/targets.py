@@ -38,7 +38,7 @@ class Logged:
             found = self.logged.get(row.id)
             made = aligned(answer, found, known) if found is not None else [None] * len(answer)
             usable += sum(each is not None for each in made)
-            tokens += sum(known.bytes_of[each] is not None for each in answer)
+            tokens += sum(known.text(each) is not None for each in answer)
             before = sum(last - first for first, last in row.learnt if last <= start)
             after = row.supervised_tokens - before - len(answer)
             parts += [nothing(before), as_targets(made), nothing(after)]
