@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from potstill import chat, models
 from potstill.errors import DamagedInput
 from potstill.preferences import Opinion, Preference
 from tests.stages.tiny_llama import QUESTIONS, tiny_base
+from training.batch import Batch, token_scores
 from training.objectives import judged_rows, kto, preferences
 from training.objectives.judged_rows import opinion_units, pair_units
-from training.objectives.preferences import PairLogprobs
-from training.objectives.row_logprobs import reference_logprobs, row_logprobs
-from training.packing import Unit
+from training.objectives.kto import WantedAnswers
+from training.objectives.preferences import PairLogprobs, PreferredAnswers
+from training.objectives.reference import FILE, reference_logprobs
+from training.packing import Unit, micro_batches
 from training.rows import Row
 
 BETA = 0.3
@@ -67,27 +70,25 @@ def moved(reference: Any) -> Any:
 
 
 def packed_logprobs(model: Any, rows: list[Row]) -> Any:
-    """All rows behind each other in one padding-free row of the model, positions restarting."""
-    ids = torch.tensor([[token for row in rows for token in row.token_ids]])
-    positions = torch.tensor([[at for row in rows for at in range(len(row.token_ids))]])
-    logits = model(input_ids=ids, position_ids=positions, use_cache=False).logits[0]
-    before, targets, row_of, start = [], [], [], 0
-    for number, row in enumerate(rows):
-        for first, last in row.learnt:
-            before += list(range(start + first - 1, start + last - 1))
-            targets += row.token_ids[first:last]
-            row_of += [number] * (last - first)
-        start += len(row.token_ids)
-    return row_logprobs(logits[before], torch.tensor(targets), torch.tensor(row_of), len(rows))
+    """Of all rows behind each other in one padding-free sequence."""
+    batch = Batch.of([Unit(row.id, (row,)) for row in rows])
+    return batch.row_sums(token_scores(model, batch)[0])
 
 
-def pairs_of(model: Any, reference: Any, units: list[Unit]) -> PairLogprobs:
-    rows = [row for unit in units for row in unit.rows]
-    ours = packed_logprobs(model, rows)
-    with torch.no_grad():
-        theirs = packed_logprobs(reference, rows)
-    lengths = torch.tensor([row.supervised_tokens for row in rows]).float()
-    return PairLogprobs(ours[::2], ours[1::2], theirs[::2], theirs[1::2], lengths[::2], lengths[1::2])
+def step(model: Any, objective: Any, units: list[Unit], micro_tokens: int = 100_000) -> tuple[float, dict[str, float]]:
+    """A step's loss, with its gradient left in the model, and its figures."""
+    objective.begin(model, units)
+    total, sums = 0.0, dict[str, Any]()
+    for micro in micro_batches(units, micro_tokens):
+        batch = Batch.of(micro)
+        scores, _ = token_scores(model, batch, objective.scores)
+        loss = objective.loss(scores, batch) / objective.normaliser(units)
+        loss.backward()
+        total += loss.item()
+        for name, (above, below) in objective.figures(scores.detach(), batch).items():
+            old = sums.get(name, (0.0, 0.0))
+            sums[name] = (old[0] + above, old[1] + below)
+    return total, {name: above / below for name, (above, below) in sums.items()}
 
 
 def gradients(model: Any) -> dict[str, Any]:
@@ -96,15 +97,13 @@ def gradients(model: Any) -> dict[str, Any]:
     return found
 
 
-def assert_same_gradients(model: Any, ours: Any, theirs: Any) -> None:
-    ours.backward(), (mine := gradients(model)), theirs.backward()
-    other = gradients(model)
-    assert mine.keys() == other.keys()
-    assert len(mine) > 10
-    for name in mine:
-        scale = other[name].abs().max().item()
+def assert_same_gradients(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    assert ours.keys() == theirs.keys()
+    assert len(ours) > 10
+    for name in ours:
+        scale = theirs[name].abs().max().item()
         assert scale > 0, name
-        assert (mine[name] - other[name]).abs().max().item() <= 1e-4 * max(scale, 1), name
+        assert (ours[name] - theirs[name]).abs().max().item() <= 1e-4 * max(scale, 1), name
 
 
 def trl_dpo(model: Any, reference: Any, tokenizer: Any, units: list[Unit], out: Path, **options: Any) -> Any:
@@ -146,24 +145,27 @@ def test_dpo_has_the_loss_rewards_and_gradients_of_trls(
 ) -> None:
     units = pair_units(tokenizer, [pair(at) for at in range(6)], 128).units
     assert len(units) == 6
+    objective = PreferredAnswers(beta=BETA, **ours)
+    objective.prepare(reference, units, tmp_path)
+    moved.eval()
+    loss, figures = step(moved, objective, units)
+    mine = gradients(moved)
+
     trainer, rows = trl_dpo(moved, reference, tokenizer, units, tmp_path, **theirs)
     moved.eval()
     calls = [trainer.data_collator(rows[at : at + a_call]) for at in range(0, 6, a_call)]
     expected = sum(trainer.compute_loss(moved, call) for call in calls) / len(calls)
-    pairs = pairs_of(moved, reference, units)
-    weight = ours.pop("sft_weight", 0.0)
-    losses = preferences.preference_losses(pairs, BETA, **ours) + weight * preferences.likelihood_losses(pairs)
-    assert losses.mean().item() == pytest.approx(expected.item(), rel=1e-4)
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+    assert_same_gradients(mine, gradients(moved))
     shown = {name: sum(values) / len(values) for name, values in trainer._metrics["eval"].items()}
-    figures = {name: each.mean().item() for name, each in preferences.pair_figures(pairs, BETA).items()}
     assert 0 < figures["reward_accuracy"] < 1
     names = {
         "reward_accuracy": "rewards/accuracies", "reward_margin": "rewards/margins", "reward_chosen": "rewards/chosen",
         "reward_rejected": "rewards/rejected", "logp_chosen": "logps/chosen", "logp_rejected": "logps/rejected",
     }  # fmt: skip
-    for mine, their in names.items():
-        assert figures[mine] == pytest.approx(shown[their], abs=1e-4, rel=1e-4), mine
-    assert_same_gradients(moved, losses.mean(), expected)
+    for name, their in names.items():
+        assert figures[name] == pytest.approx(shown[their], abs=1e-4, rel=1e-4), name
 
 
 def test_kto_has_the_loss_and_gradients_of_trls(reference: Any, moved: Any, tokenizer: Any, tmp_path: Path) -> None:
@@ -180,8 +182,8 @@ def test_kto_has_the_loss_and_gradients_of_trls(reference: Any, moved: Any, toke
     found = opinion_units(tokenizer, [opinion(at) for at in range(8)], 128, seed=0)
     assert len(found.units) == 8
     rows = []
-    for answer, stranger in (unit.rows for unit in found.units):
-        border = answer.learnt[0][0]
+    for (answer,) in (unit.rows for unit in found.units):
+        border, stranger = answer.learnt[0][0], found.strangers[answer.id]
         rows.append({
             "prompt_ids": answer.token_ids[:border], "completion_ids": answer.token_ids[border:],
             "KL_completion_ids": stranger.token_ids[border:], "label": found.desirable[answer.id],
@@ -190,19 +192,43 @@ def test_kto_has_the_loss_and_gradients_of_trls(reference: Any, moved: Any, toke
         output_dir=str(tmp_path), use_cpu=True, bf16=False, report_to="none", beta=BETA, gradient_checkpointing=False,
         max_length=None, desirable_weight=1.5, undesirable_weight=0.7, per_device_train_batch_size=8,
     )  # fmt: skip
-    trainer = Trainer(
-        model=moved, ref_model=reference, args=args, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
-    )
-    expected = trainer.compute_loss(moved.eval(), trainer.data_collator(rows))
+    objective = WantedAnswers(found.desirable, found.strangers, beta=BETA, weights=(1.5, 0.7))
+    objective.prepare(reference, found.units, tmp_path)
+    moved.eval()
+    loss, figures = step(moved, objective, found.units)
+    mine = gradients(moved)
 
-    pairs = pairs_of(moved, reference, found.units)  # answers stand where chosen ones do, strangers where rejected ones
-    desirable = torch.tensor([found.desirable[unit.id] for unit in found.units])
-    point = kto.reference_point(pairs.rejected, pairs.reference_rejected)
-    answers = kto.AnswerLogprobs(pairs.chosen, pairs.reference_chosen, desirable)
-    losses = kto.answer_losses(answers, point, BETA, (1.5, 0.7))
-    assert losses.mean().item() == pytest.approx(expected.item(), rel=1e-4)
-    assert point.item() == pytest.approx(trainer._metrics["eval"]["kl"][0], rel=1e-4, abs=1e-5)
-    assert_same_gradients(moved, losses.mean(), expected)
+    data = Dataset.from_list(rows)
+    trainer = Trainer(model=moved, ref_model=reference, args=args, train_dataset=data, processing_class=tokenizer)
+    expected = trainer.compute_loss(moved.eval(), trainer.data_collator(rows))
+    expected.backward()
+    assert loss == pytest.approx(expected.item(), rel=1e-4)
+    assert_same_gradients(mine, gradients(moved))
+    names = {
+        "reference_point": "kl", "reward_desirable": "rewards/chosen", "reward_undesirable": "rewards/rejected",
+        "logp_desirable": "logps/chosen", "logp_undesirable": "logps/rejected",
+    }  # fmt: skip
+    for name, their in names.items():
+        assert figures[name] == pytest.approx(trainer._metrics["eval"][their][0], abs=1e-4, rel=1e-4), name
+
+
+@pytest.mark.parametrize("name", ["dpo", "kto"])
+def test_a_step_is_the_same_packed_and_in_pieces(
+    name: str, reference: Any, moved: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    if name == "dpo":
+        units = pair_units(tokenizer, [pair(at) for at in range(6)], 128).units
+        objective: Any = PreferredAnswers(beta=BETA, sft_weight=0.1)
+    else:
+        found = opinion_units(tokenizer, [opinion(at) for at in range(6)], 128, seed=0)
+        units, objective = found.units, WantedAnswers(found.desirable, found.strangers, beta=BETA)
+    objective.prepare(reference, units, tmp_path)
+    packed, figures = step(moved, objective, units)
+    whole = gradients(moved)
+    alone, others = step(moved, objective, units, micro_tokens=1)
+    assert alone == pytest.approx(packed, rel=1e-5)
+    assert others == pytest.approx(figures, rel=1e-4, abs=1e-5)
+    assert_same_gradients(gradients(moved), whole)
 
 
 def test_reference_point_is_never_negative_and_carries_no_gradient() -> None:
@@ -300,10 +326,10 @@ def test_a_stranger_was_given_to_another_prompt(tokenizer: Any) -> None:
         by_answer[tuple(row[border[unit.id] :])].add(tuple(row[: border[unit.id]]))
     assert len(found.units) == 10
     for unit in found.units:
-        answer, stranger = unit.rows
-        prompt = tuple(answer.token_ids[: border[unit.id]])
-        assert tuple(stranger.token_ids[: border[unit.id]]) == prompt
-        assert by_answer[tuple(stranger.token_ids[border[unit.id] :])] - {prompt}
+        prompt = tuple(unit.rows[0].token_ids[: border[unit.id]])
+        stranger = tuple(found.strangers[unit.id].token_ids)
+        assert stranger[: border[unit.id]] == prompt
+        assert by_answer[stranger[border[unit.id] :]] - {prompt}
 
 
 def test_opinions_that_contradict_or_have_no_stranger_are_left_out(tokenizer: Any) -> None:
@@ -313,27 +339,19 @@ def test_opinions_that_contradict_or_have_no_stranger_are_left_out(tokenizer: An
     assert found.left_out == {judged_rows.CONTRADICTED: 2, judged_rows.NO_STRANGER: 1}
 
 
-def test_reference_is_computed_once_and_only_from_where_training_began(tokenizer: Any, tmp_path: Path) -> None:
+def test_reference_is_computed_once_and_again_for_other_rows_or_another_start(
+    reference: Any, moved: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    reference.requires_grad_(True)
     rows = [row for unit in pair_units(tokenizer, [pair(at) for at in range(3)], 128).units for row in unit.rows]
-    values = [-0.1 * at - 1 / 3 for at in range(6)]
-    asked: list[int] = []
-
-    def compute(given: Any) -> list[float]:
-        asked.append(len(given))
-        return values
-
-    def never(_: Any) -> list[float]:
-        raise AssertionError("asked twice")
-
-    path = tmp_path / "then" / "reference.json"
-    with pytest.raises(DamagedInput, match="missing, though training has begun"):
-        reference_logprobs(path, rows, "start", never, begun=True)
-    first = reference_logprobs(path, rows, "start", compute, begun=False)
-    assert first == {row.id: value for row, value in zip(rows, values, strict=True)}
-    assert reference_logprobs(path, rows, "start", never, begun=True) == first
-    with pytest.raises(DamagedInput, match="made for other rows or another start"):
-        reference_logprobs(path, rows, "another start", never, begun=True)
-    assert reference_logprobs(path, rows[:2], "start", lambda _: values[:2], begun=False) == dict(
-        list(first.items())[:2]
-    )
-    assert asked == [6]
+    first = reference_logprobs(reference, rows, tmp_path)
+    kept = (tmp_path / FILE).read_text()
+    edited = json.loads(kept) | {"logprobs": [-1.0] * 6}
+    (tmp_path / FILE).write_text(json.dumps(edited))
+    assert set(reference_logprobs(reference, rows, tmp_path).values()) == {-1.0}  # read, not computed
+    assert reference_logprobs(reference, rows[:2], tmp_path) == pytest.approx(dict(list(first.items())[:2]), rel=1e-5)
+    assert reference_logprobs(moved, rows, tmp_path) != pytest.approx(first, rel=1e-3)
+    (tmp_path / FILE).write_text(kept[:100])
+    assert reference_logprobs(reference, rows, tmp_path) == first
+    with pytest.raises(DamagedInput, match="same id"):
+        reference_logprobs(reference, [*rows, rows[0]], tmp_path)

@@ -1,4 +1,4 @@
-"""Pairs and opinions as token rows: a unit is a pair, or an opinion with an answer that was given to another prompt.
+"""Pairs and opinions as token rows: a unit is a pair, or an opinion (beside it an answer given to another prompt).
 
 Prompts and answers become tokens as those of supervised rows do. What can teach nothing, or teaches both a thing and
 its opposite, is left out and counted.
@@ -63,13 +63,14 @@ def pair_units(tokenizer: Any, preferences: Sequence[Preference], window: int) -
 
 @dataclass(frozen=True, slots=True)
 class OpinionUnits(JudgedUnits):
-    """Units of opinions; `desirable` says of each, by its id, whether its answer is wanted."""
+    """Units of opinions. By their ids: whether the answer is wanted, and the row of a stranger's answer."""
 
     desirable: dict[str, bool]
+    strangers: dict[str, Row]
 
 
 def opinion_units(tokenizer: Any, opinions: Sequence[Opinion], window: int, seed: int) -> OpinionUnits:
-    """A unit an opinion: the row of its answer, then its prompt with a stranger's answer (one of another prompt).
+    """A unit an opinion: the row of its answer. Beside each: its prompt with a stranger's answer (of another prompt).
 
     Strangers are neighbours in a shuffled circle and stay the same in every epoch, so that the reference's view of
     them is computed once. Answers that are both wanted and unwanted on one prompt are left out.
@@ -86,15 +87,15 @@ def opinion_units(tokenizer: Any, opinions: Sequence[Opinion], window: int, seed
     clear = [one for one in found if (tuple(one[1]), tuple(one[2]), not one[0].desirable) not in said]
     left_out[CONTRADICTED] += len(found) - len(clear)
     random.Random(seed).shuffle(clear)
-    units, desirable = [], {}
+    units, desirable, strangers = [], dict[str, bool](), dict[str, Row]()
     for at, (each, prompt, answer) in enumerate(clear):
         stranger = _stranger(clear, at, window)
         if stranger is None:
             left_out[NO_STRANGER] += 1
             continue
-        units.append(Unit(each.id, (_row(each.id, prompt, answer), _row(f"{each.id}/stranger", prompt, stranger))))
-        desirable[each.id] = each.desirable
-    return OpinionUnits(units, +left_out, desirable)
+        units.append(Unit(each.id, (_row(each.id, prompt, answer),)))
+        desirable[each.id], strangers[each.id] = each.desirable, _row(f"{each.id}/stranger", prompt, stranger)
+    return OpinionUnits(units, +left_out, desirable, strangers)
 
 
 def _stranger(circle: Sequence[tuple[Opinion, list[int], list[int]]], at: int, window: int) -> list[int] | None:

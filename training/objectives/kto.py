@@ -7,11 +7,19 @@ for an improvement.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..packing import Unit
+from ..rows import Row
+from .reference import logprobs, of_rows, reference_logprobs
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ..batch import Batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,3 +80,74 @@ def answer_figures(answers: AnswerLogprobs, point: Tensor, beta: float) -> dict[
         "reward": reward,
         "logp": answers.answers.detach(),
     }
+
+
+class WantedAnswers:
+    """Objective `kto`. A unit is an answer's row; `desirable` and `strangers` are by its id (`judged_rows`).
+
+    The reference point is that of a whole step: `begin` asks the model for the strangers of its units, without
+    gradients, so that a step is the same however it is cut into micro-batches.
+    """
+
+    name = "kto"
+
+    def __init__(
+        self,
+        desirable: Mapping[str, bool],
+        strangers: Mapping[str, Row],
+        *,
+        beta: float,
+        weights: tuple[float, float] = (1.0, 1.0),
+    ) -> None:
+        self.desirable, self.strangers = desirable, strangers
+        self.beta, self.weights = beta, weights
+        self._reference: dict[str, float] = {}
+        self._point: Tensor | None = None
+
+    def prepare(self, model: Any, units: Sequence[Unit], folder: Path) -> None:
+        """Ask the model, which must stand where this phase began, for the reference of every answer and stranger."""
+        rows = [row for unit in units for row in (*unit.rows, self.strangers[unit.id])]
+        self._reference = reference_logprobs(model, rows, folder)
+
+    def begin(self, model: Any, units: Sequence[Unit]) -> None:
+        """Set the reference point of the step (or evaluation) over these units."""
+        import torch
+
+        rows = [self.strangers[unit.id] for unit in units]
+        before = torch.tensor([self._reference[row.id] for row in rows])
+        self._point = reference_point(torch.tensor(logprobs(model, rows)), before)
+
+    def scores(self, logits: Tensor, batch: Batch, at: slice) -> Tensor:
+        from ..batch import target_log_probs
+
+        return target_log_probs(logits, batch, at)
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        answers, point = self._answers(scores, batch)
+        return answer_losses(answers, point, self.beta, self.weights).sum()
+
+    def normaliser(self, units: Sequence[Unit]) -> float:
+        """The number of answers."""
+        return float(max(len(units), 1))
+
+    def figures(self, scores: Tensor, batch: Batch) -> dict[str, tuple[float, float]]:
+        answers, point = self._answers(scores, batch)
+        found = {"preference_loss": answer_losses(answers, point, self.beta, self.weights)}
+        found |= answer_figures(answers, point, self.beta)
+        wanted = answers.desirable.float()
+        out = {
+            name: (float(found[name].sum()), float(wanted.numel())) for name in ("preference_loss", "reward_accuracy")
+        }
+        for name in ("reward", "logp"):
+            out[f"{name}_desirable"] = (float((found[name] * wanted).sum()), float(wanted.sum()))
+            out[f"{name}_undesirable"] = (float((found[name] * (1 - wanted)).sum()), float((1 - wanted).sum()))
+        return out | {"reference_point": (float(point) * wanted.numel(), float(wanted.numel()))}
+
+    def _answers(self, scores: Tensor, batch: Batch) -> tuple[AnswerLogprobs, Tensor]:
+        import torch
+
+        assert self._point is not None, "begin comes before loss"
+        wanted = torch.tensor([self.desirable[unit.id] for unit in batch.units], device=scores.device)
+        return AnswerLogprobs(batch.row_sums(scores), of_rows(self._reference, batch), wanted), self._point.to(
+            scores.device
+        )

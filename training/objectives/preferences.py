@@ -6,11 +6,18 @@ token, as its authors advise and TRL does), Pang et al. 2024 (the likelihood of 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..packing import Unit
+from .reference import of_rows, reference_logprobs
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from ..batch import Batch
 
 DpoLoss = Literal["sigmoid", "ipo"]
 
@@ -69,3 +76,49 @@ def pair_figures(pairs: PairLogprobs, beta: float) -> dict[str, Tensor]:
         "logp_chosen": pairs.chosen.detach(),
         "logp_rejected": pairs.rejected.detach(),
     }
+
+
+class PreferredAnswers:
+    """Objective `dpo`. A unit is a pair: the chosen answer's row, then the rejected one's (judged_rows.pair_units)."""
+
+    name = "dpo"
+
+    def __init__(
+        self, *, beta: float, loss: DpoLoss = "sigmoid", label_smoothing: float = 0.0, sft_weight: float = 0.0
+    ) -> None:
+        self.beta, self.kind, self.label_smoothing, self.sft_weight = beta, loss, label_smoothing, sft_weight
+        self._reference: dict[str, float] = {}
+
+    def prepare(self, model: Any, units: Sequence[Unit], folder: Path) -> None:
+        """Ask the model, which must stand where this phase began, for the reference of every answer."""
+        self._reference = reference_logprobs(model, [row for unit in units for row in unit.rows], folder)
+
+    def begin(self, model: Any, units: Sequence[Unit]) -> None:
+        """Nothing is asked of the model before a step."""
+
+    def scores(self, logits: Tensor, batch: Batch, at: slice) -> Tensor:
+        from ..batch import target_log_probs
+
+        return target_log_probs(logits, batch, at)
+
+    def loss(self, scores: Tensor, batch: Batch) -> Tensor:
+        pairs = self._pairs(scores, batch)
+        losses = preference_losses(pairs, self.beta, loss=self.kind, label_smoothing=self.label_smoothing)
+        if self.sft_weight:
+            losses = losses + self.sft_weight * likelihood_losses(pairs)
+        return losses.sum()
+
+    def normaliser(self, units: Sequence[Unit]) -> float:
+        """The number of pairs."""
+        return float(max(len(units), 1))
+
+    def figures(self, scores: Tensor, batch: Batch) -> dict[str, tuple[float, float]]:
+        pairs = self._pairs(scores, batch)
+        losses = preference_losses(pairs, self.beta, loss=self.kind, label_smoothing=self.label_smoothing)
+        found = {"preference_loss": losses.detach()} | pair_figures(pairs, self.beta)
+        return {name: (float(each.sum()), float(each.numel())) for name, each in found.items()}
+
+    def _pairs(self, scores: Tensor, batch: Batch) -> PairLogprobs:
+        ours, before = batch.row_sums(scores), of_rows(self._reference, batch)
+        lengths = ours.new_tensor([row.supervised_tokens for unit in batch.units for row in unit.rows])
+        return PairLogprobs(ours[::2], ours[1::2], before[::2], before[1::2], lengths[::2], lengths[1::2])
