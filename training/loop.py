@@ -78,8 +78,8 @@ def train(
     optimizer = MasterAdamW(
         model.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, paged_8bit=plan.paged_8bit
     )
+    objective.prepare(model, [*stream.units, *held], folder)  # the model stands where the phase began
     done = resume(folder, optimizer, watch)
-    objective.prepare(model, [*stream.units, *held], folder)
     every = max(1, stream.steps // plan.evals)
     saved = time.monotonic()
     with asked_to_end() as ending:
@@ -116,6 +116,7 @@ def gradient(
     model: Any, objective: Objective, units: Sequence[Unit], micro_tokens: int
 ) -> tuple[float, dict[str, float]]:
     """Leave a step's gradient in the parameters; returns its loss and the means of further figures."""
+    objective.begin(model, units)
     normaliser = objective.normaliser(units)
     total, sums = 0.0, dict[str, tuple[float, float]]()
     for micro in micro_batches(units, micro_tokens):
@@ -136,6 +137,7 @@ def held_out_loss(
     total, sums = 0.0, dict[str, tuple[float, float]]()
     was_training = model.training
     model.eval()
+    objective.begin(model, held)
     for micro in micro_batches(held, micro_tokens):
         batch = Batch.of(micro, device_of(model))
         scores, hits = token_scores(model, batch, objective.scores)
