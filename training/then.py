@@ -27,7 +27,6 @@ from potstill.recipe import Section
 from potstill.records import Json
 
 from . import checkpoints
-from .objectives.judged_rows import opinion_units, pair_units
 from .packing import Unit
 
 if TYPE_CHECKING:
@@ -104,6 +103,7 @@ def read_judged(then: Then, tokenizer: Any, dataset: Path, window: int, seed: in
 
 
 def _pairs(then: Then, tokenizer: Any, dataset: Path, window: int) -> Judged:
+    from .objectives.judged_rows import pair_units
     from .objectives.preferences import PreferredAnswers
 
     train, held = (
@@ -117,6 +117,7 @@ def _pairs(then: Then, tokenizer: Any, dataset: Path, window: int) -> Judged:
 
 
 def _opinions(then: Then, tokenizer: Any, dataset: Path, window: int, seed: int) -> Judged:
+    from .objectives.judged_rows import opinion_units
     from .objectives.kto import WantedAnswers, balanced_weights
 
     train, held = (

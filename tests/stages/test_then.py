@@ -26,7 +26,7 @@ from training import run
 from training.then import LOG, Then, refuse_nothing_preferred
 
 ROOT = Path(__file__).resolve().parents[2]
-DPO = {"objective": "dpo", "learning_rate": 0.01, "epochs": 4, "batch_tokens": 256}
+DPO = {"objective": "dpo", "learning_rate": 0.01, "epochs": 3, "batch_tokens": 256}
 
 
 def judged(at: int) -> tuple[Preference, list[Opinion]]:
@@ -67,7 +67,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings_with(then: Any, **changes: Any) -> run.Settings:
     values: dict[str, Any] = {
         "learning_rate": 0.005, "epochs": 1, "batch_tokens": 256, "window": 128, "evals": 2, "score_rows": 6,
-        "chat_template": "base", "lora": {"dropout": 0.1}, "checkpoint_steps": 2, "then": then,
+        "chat_template": "base", "lora": {"dropout": 0.1}, "checkpoint_steps": 5, "then": then,
     }  # fmt: skip
     return run.Settings(**(values | changes))
 
