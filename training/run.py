@@ -1,7 +1,7 @@
 """Train: dataset -> adapter.
 
 In:  `dataset-<key>/` (train and validation rows; the test split is sealed), a base model.
-Out: `adapter-<key>/` with `adapter/` (PEFT), `tokenizer/`, `contract.json`, `trainer_log.jsonl`.
+Out: `adapter-<key>/` with `adapter/` (PEFT), `tokenizer/`, `contract.json`, `trainer_log.jsonl` (`then_log.jsonl`).
 Run: `potstill train RECIPE`; a run that was stopped goes on from its last checkpoint.
 """
 

@@ -23,7 +23,7 @@ from potstill.prompt import PromptRule
 from tests.stages.test_training import LABELS, example, shared_for
 from tests.stages.tiny_llama import tiny_base
 from training import run
-from training.then import LOG, Then, refuse_nothing_preferred
+from training.then import FINISHED, LOG, Then, keep_finished, refuse_nothing_preferred, take_finished
 
 ROOT = Path(__file__).resolve().parents[2]
 DPO = {"objective": "dpo", "learning_rate": 0.01, "epochs": 3, "batch_tokens": 256}
@@ -186,3 +186,20 @@ def test_settings_of_the_other_objective_are_refused() -> None:
         Then(objective="dpo", loss="ipo", label_smoothing=0.1)
     with pytest.raises(ValidationError, match="give both or neither"):
         Then(objective="kto", desirable_weight=2.0)
+
+
+def test_a_damaged_end_of_the_first_phase_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import torch
+
+    first, second = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    assert take_finished(tmp_path, second) is None
+    keep_finished(tmp_path, first, {"steps": 7})
+    assert take_finished(tmp_path, second) == {"steps": 7}
+    assert torch.equal(first.weight, second.weight)
+    path = tmp_path / FINISHED / "tensors.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x01")
+    with torch.no_grad():
+        second.weight.zero_()
+    assert take_finished(tmp_path, second) is None
+    assert not second.weight.any()
+    assert "is refused" in capsys.readouterr().err
