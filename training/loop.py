@@ -28,7 +28,7 @@ from .packing import Stream, Unit, micro_batches
 from .scoring import Score
 from .watch import Watch, refuse_not_finite
 
-LOSS_SHARE = 0.01  # of the validation loss in what the best is chosen by: it decides between equal scores
+LOSS_SHARE = 0.01  # what the validation loss, as a share of the first one, counts beside the score: it breaks ties
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class Progressed:
     """What a checkpoint remembers beside weights and random states. `stale`: evaluations since the best."""
 
     step: int = 0
+    first_loss: float | None = None
     best: float | None = None
     best_step: int = 0
     stale: int = 0
@@ -178,7 +179,8 @@ def evaluate(
     if found is not None:
         values |= {"eval_score": found.value, "eval_score_low": found.low, "eval_score_high": found.high}
     watch.evaluated(done.step, {name: value for name, value in values.items() if value is not None})
-    selection = (found.value if found is not None else 0.0) - LOSS_SHARE * min(loss, 20.0)
+    done.first_loss = loss if done.first_loss is None else done.first_loss
+    selection = (found.value if found is not None else 0.0) - LOSS_SHARE * min(loss / max(done.first_loss, 1e-9), 10.0)
     if (done.best is None or selection > done.best) and keep_best(folder, model, done.step):
         done.best, done.best_step, done.stale = selection, done.step, 0
     else:
