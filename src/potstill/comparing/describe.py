@@ -48,7 +48,7 @@ class Description:
             if self.sizes
             else None,
             "window": self.window,
-            "licence": {"name": self.licence.name, "source": self.licence.source, "link": self.licence.link},
+            "licence": {**asdict(self.licence), "found": self.licence.found},
             "licence_text": str(self.licence),
         }
 

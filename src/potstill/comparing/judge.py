@@ -97,7 +97,12 @@ def stand(difference: Difference, alpha: float) -> tuple[Standing, Difference, s
         return "undecided", difference, f"undecided: {found}; {decision.reason}"
     if decision.rows_needed is None:
         return "undecided", difference, f"undecided: {found}; they did equally well"
-    return "undecided", difference, f"undecided: {found}; about {decision.rows_needed:,} rows would decide"
+    return "undecided", difference, f"undecided: {found}; about {rounded(decision.rows_needed):,} rows would decide"
+
+
+def rounded(count: int) -> int:
+    """Two digits that matter: how many rows would decide is a guess."""
+    return int(float(f"{count:.1e}"))
 
 
 def points(difference: Difference | Mapping[str, Any]) -> str:
@@ -133,10 +138,10 @@ def _others(best: Json, others: Sequence[Json]) -> list[str]:
         return ["No other base has a result, so it is compared with nothing."]
     worse = [row["name"] for row in others if row["standing"] == "worse"]
     open_ = [row for row in others if row["standing"] == "undecided"]
-    sentences = [f"Worse beyond doubt (95 %, all pairs together): {', '.join(worse)}."] if worse else []
+    sentences = [f"Worse than it (95 %, all pairs together): {', '.join(worse)}."] if worse else []
     if not open_:
         return sentences
-    names = ", ".join(row["name"] for row in open_)
+    names = ", ".join(f"{row['name']} ({row['words'].removeprefix('undecided: ')})" for row in open_)
     sentences.append(f"Undecided against it: {names}. These rows cannot tell them apart, which is not to say equal.")
     cheapest = min([best, *open_], key=lambda row: float(row["serving"]["seconds_per_thousand"]))
     sentences.append(f"Of those not shown to be worse, {cheapest['name']} costs least at serving.")

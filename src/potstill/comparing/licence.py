@@ -56,8 +56,13 @@ class Licence:
     def __str__(self) -> str:
         if self.source == "nowhere":
             return self.name
-        doubt = {"family": ", of the family: check these weights", "package": ", of the package: check the weights"}
-        return f"{self.name} ({self.source}{doubt.get(self.source, '')})"
+        return f"{self.name} ({self.found})"
+
+    @property
+    def found(self) -> str:
+        """Where it stands, and the doubt that goes with it."""
+        vague = self.source in ("family", "package")
+        return f"of the {self.source}: check these weights" if vague else self.source
 
 
 def licence_of(base: Base, config: Json) -> Licence:

@@ -13,16 +13,17 @@ from potstill.records import Json
 from . import table
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
-WIDE, NARROW = (1000, 380), (350, 300)  # pixels; drawn at this size, so that letters keep theirs
+WIDE, NARROW = (1170, 400), (350, 300)  # pixels; drawn at this size, so that letters keep theirs
 LEFT, RIGHT, TOP, BOTTOM = 56, 24, 16, 46
-LETTER = 7.2  # width of a letter of a label, in pixels
+ROOMY = 600  # pixels of width from which names fit beside their marks
+LETTER = 7.8  # width of a letter of a label, in pixels
 
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One base in the plot: centre, ends of its interval, and where its label stands."""
+    """One base in the plot: centre, ends of its interval, and its label (a number where there is little room)."""
 
-    name: str
+    label: str
     standing: str
     x: float
     y: float
@@ -75,12 +76,12 @@ def _points(difference: Json) -> str:
 
 
 def plot(rows: Sequence[Json], width: int, height: int) -> Plot:
-    """Quality (upwards) with its interval against cost at serving (rightwards, logarithmic where it spans much)."""
+    """Quality (upwards) with its interval against cost at serving (rightwards), numbered in the order of the rows."""
     priced = all(row["serving"]["usd_per_million"] is not None for row in rows)
     key = "usd_per_million" if priced else "seconds_per_thousand"
     costs = [float(row["serving"][key]) for row in rows]
     lows, highs = [row["quality"]["low"] for row in rows], [row["quality"]["high"] for row in rows]
-    x_ticks = round_ticks(0.0, max(costs) * 1.15, 5 if width > 600 else 3)
+    x_ticks = round_ticks(0.0, max(costs) * 1.15, 5 if width > ROOMY else 3)
     y_ticks = round_ticks(max(0.0, min(lows) - 0.02), min(1.0, max(highs) + 0.02), 5)
     left, right, top, bottom = LEFT, width - RIGHT, TOP, height - BOTTOM
 
@@ -91,21 +92,23 @@ def plot(rows: Sequence[Json], width: int, height: int) -> Plot:
         return round(bottom - (bottom - top) * (value - y_ticks[0]) / (y_ticks[-1] - y_ticks[0]), 1)
 
     marks: list[Mark] = []
-    for row, spent in sorted(zip(rows, costs, strict=True), key=lambda each: -each[0]["quality"]["value"]):
+    for place, (row, spent) in enumerate(zip(rows, costs, strict=True), 1):
         q, x, y = row["quality"], across(spent), up(row["quality"]["value"])
-        to_left = x + 10 + LETTER * len(row["name"]) > width - 4
-        label_y = clear_of([mark.label_y for mark in marks], y + 4)
+        label = f"{place} {row['name']}" if width > ROOMY else str(place)
+        to_left = x + 10 + LETTER * len(label) > width - 4
+        near = [mark.label_y for mark in marks if abs(mark.x - x) < LETTER * len(label) + 30]
+        label_y = clear_of(near, y + 4)
         marks.append(
             Mark(
-                row["name"], row["standing"], x, y, up(q["low"]), up(q["high"]),
+                label, row["standing"], x, y, up(q["low"]), up(q["high"]),
                 x - 10 if to_left else x + 10, label_y, "end" if to_left else "start",
             )
         )  # fmt: skip
-    unit = "dollars a million answers" if priced else "machine-seconds per 1,000 answers"
+    unit = "cost: dollars a million answers" if priced else "cost: machine-seconds per 1,000 answers"
     return Plot(
         width, height, left, right, top, bottom,
         [(across(tick), f"{tick:,g}") for tick in x_ticks], [(up(tick), f"{tick:.2f}") for tick in y_ticks],
-        marks, f"{unit} (further left is cheaper)",
+        marks, unit,
     )  # fmt: skip
 
 
