@@ -20,7 +20,7 @@ from potstill.comparing.licence import UNKNOWN, licence_of
 from potstill.comparing.page import clear_of, plot, round_ticks, write_page
 from potstill.comparing.run import name_apart, reason_of
 from potstill.comparing.slices import SlicePlan, divide_validation, make_slice, read_judged, take_rows, weight_of
-from potstill.comparing.watched import read_peak, run_watched
+from potstill.comparing.watched import read_watched, run_watched
 from potstill.dataset import SEALED, read_preferences, write_examples, write_preferences
 from potstill.errors import RecipeError
 from potstill.manifest import read_manifest, write_manifest
@@ -293,16 +293,18 @@ def test_settings_behind_the_bases_are_settings() -> None:
     assert divide(words) == (["org/a", "/models/x=y", "package:m/f.gguf"], ["train.epochs=1", "name=other"])
 
 
-def test_peak_is_of_the_process_tree_and_is_kept(tmp_path: Path) -> None:
+def test_peak_is_of_the_process_tree_and_outlives_a_stop(tmp_path: Path) -> None:
     grandchild = "held = b'x' * 120_000_000; import time; time.sleep(1.5)"
     program = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {grandchild!r}])"
-    peak = tmp_path / "peak.json"
-    assert run_watched([sys.executable, "-c", program], peak) == 0
-    first = read_peak(peak)
-    assert first is not None
-    assert first > 120_000_000
-    assert run_watched([sys.executable, "-c", "raise SystemExit(3)"], peak) == 3
-    assert read_peak(peak) == first  # of all parts of a run that was stopped, the largest
+    kept = tmp_path / "took.json"
+    assert run_watched([sys.executable, "-c", program], kept) == 0
+    first = read_watched(kept)
+    assert first.peak_bytes > 120_000_000
+    assert first.seconds > 1.5
+    assert run_watched([sys.executable, "-c", "raise SystemExit(3)"], kept) == 3
+    both = read_watched(kept)  # of a run that was stopped and went on: the largest peak, the time of all parts
+    assert both.peak_bytes == first.peak_bytes
+    assert both.seconds > first.seconds
 
 
 # ---- shown

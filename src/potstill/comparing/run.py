@@ -30,7 +30,7 @@ from .describe import describe
 from .judge import Answers, conclusion, judge
 from .page import write_page
 from .slices import SlicePlan, make_slice
-from .watched import read_peak, run_watched
+from .watched import read_watched, run_watched
 
 COMPARISON, PAGE = "comparison.json", "comparison.html"
 JUDGED_ON = (
@@ -136,7 +136,7 @@ def answer_rows(recipe: Recipe, place: Place, spec: str, plan: Plan, adapter: Ma
     figures = _run(recipe, place, spec, "answer", plan)
     sliced = read_manifest(place.slice, verify=False)
     inputs = [Input("adapter", str(plan.folder), adapter.digest), Input("dataset", str(place.slice), sliced.digest)]
-    facts = figures | {"peak_memory_bytes": read_peak(_beside(place, "answer", plan, "peak"))}
+    facts = figures | {"peak_memory_bytes": read_watched(_beside(place, "answer", plan, "took")).peak_bytes}
     return write_manifest(
         out, "answers", settings_passed={}, settings_used={}, inputs=inputs, facts=facts, key=plan.key
     )
@@ -148,7 +148,7 @@ def _beside(place: Place, do: str, plan: Plan, what: str) -> Path:
 
 def _run(recipe: Recipe, place: Place, spec: str, do: Any, plan: Plan) -> Json:
     """One step in a child process; raises BaseFailed with the reason when it does not end well."""
-    outcome, peak = _beside(place, do, plan, "outcome"), _beside(place, do, plan, "peak")
+    outcome, took = _beside(place, do, plan, "outcome"), _beside(place, do, plan, "took")
     job = Job(
         do=do, recipe=str(recipe.path), overrides=tuple(recipe.overrides), spec=spec, folder=str(place.folder),
         dataset=str(place.slice), adapter=str(plan.folder), out=str(answers_folder(place, plan)), outcome=str(outcome),
@@ -156,14 +156,14 @@ def _run(recipe: Recipe, place: Place, spec: str, do: Any, plan: Plan) -> Json:
     file = _beside(place, do, plan, "job")
     job.write(file)
     outcome.unlink(missing_ok=True)
-    code = run_watched([sys.executable, "-m", "potstill.comparing.child", str(file)], peak)
+    code = run_watched([sys.executable, "-m", "potstill.comparing.child", str(file)], took)
     said: Json = json.loads(outcome.read_text()) if outcome.is_file() else {}
     if code == 0 and "done" in said:
         return dict(said["done"])
-    raise BaseFailed(reason_of(code, said.get("failed"), read_peak(peak)))
+    raise BaseFailed(reason_of(code, said.get("failed"), read_watched(took).peak_bytes))
 
 
-def reason_of(code: int, failed: Json | None, peak: int | None) -> str:
+def reason_of(code: int, failed: Json | None, peak: int) -> str:
     """Why a step ended, in a line: what it said, or what its exit code means."""
     if failed is not None:
         kind, message = failed["kind"], " ".join(str(failed["message"]).split())[:400]
@@ -181,19 +181,20 @@ def reason_of(code: int, failed: Json | None, peak: int | None) -> str:
 
 def training_figures(place: Place, plan: Plan, adapter: Manifest, settings: Any) -> Json:
     """Measured on the slice, and the time for the whole recipe: steps grow with the tokens, all else stays."""
-    learnt, wall = adapter.facts.get("training", {}), float(adapter.facts["wall_s"])
+    learnt, took = adapter.facts.get("training", {}), read_watched(_beside(place, "train", plan, "took"))
     larger = float(read_manifest(place.slice, verify=False).facts["slice_of"]["times_larger"])
     if getattr(settings, "max_steps", None):
         larger = 1.0  # the number of steps is fixed, whatever the rows
-    steps_s = min(wall, float(learnt.get("train_seconds", wall)))
+    tokens, speed = learnt.get("tokens_an_epoch"), learnt.get("tokens_per_second")
+    steps_s = tokens * float(getattr(settings, "epochs", 1.0)) / speed if tokens and speed else took.seconds
     outcome = _beside(place, "train", plan, "outcome")
     said = json.loads(outcome.read_text()) if outcome.is_file() else {}
     return {
-        "tokens_per_second": learnt.get("tokens_per_second"),
+        "tokens_per_second": speed,
         "steps": learnt.get("steps"),
-        "seconds": wall,
-        "full_seconds": round(wall - steps_s + steps_s * larger, 1),
-        "peak_memory_bytes": read_peak(_beside(place, "train", plan, "peak")),
+        "seconds": round(took.seconds, 1),
+        "full_seconds": round(took.seconds + min(steps_s, took.seconds) * (larger - 1), 1),
+        "peak_memory_bytes": took.peak_bytes,
         "gpu_peak_bytes": said.get("done", {}).get("gpu_peak_bytes"),
     }
 

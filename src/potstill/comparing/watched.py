@@ -2,8 +2,8 @@
 
 Up to twenty times a second the process tree is looked at, less often where a look is dear (the system walks the page
 tables, and training is being timed); the peak is the largest sum of PSS (shared pages counted once;
-where the system tells none, private pages alone). The peak so far is kept in a file, so that a run that was stopped
-and goes on still knows the peak of its first part. A spike between two looks is missed.
+where the system tells none, private pages alone). The peak and the time so far are kept in a file, so that a run that
+was stopped and goes on still knows what its first part took. A spike between two looks is missed.
 """
 
 from __future__ import annotations
@@ -12,36 +12,48 @@ import json
 import subprocess
 import time
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from potstill.manifest import write_atomically
 
 LOOK_EVERY_S = 0.05
+LOOK_AT_LEAST_EVERY_S = 0.5
 MOST_OF_A_CORE = 0.03  # what looking may cost
 WRITE_EVERY_S = 1.0
 
 
-def run_watched(command: Sequence[str], peak_file: Path) -> int:
-    """Run to the end; returns the exit code (negative: the signal). The child's input closes when this process ends."""
-    peak = read_peak(peak_file) or 0
-    written = peak
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What a step has taken so far, all its runs together: memory at most, in bytes, and wall-clock seconds."""
+
+    peak_bytes: int = 0
+    seconds: float = 0.0
+
+
+def run_watched(command: Sequence[str], kept: Path) -> int:
+    """Run to the end; returns the exit code (negative: the signal). The child's input closes when this process ends.
+
+    What it takes is added to what the file `kept` holds of earlier runs.
+    """
+    before = read_watched(kept)
+    peak = before.peak_bytes
+    start = wrote_at = time.monotonic()
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
-    wrote_at = time.monotonic()
     try:
         while process.poll() is None:
-            looked_at = time.monotonic()
+            spent = time.thread_time()
             peak = max(peak, tree_bytes(process.pid))
-            took = time.monotonic() - looked_at
-            if peak > written and time.monotonic() - wrote_at > WRITE_EVERY_S:
-                _write_peak(peak_file, peak)
-                written, wrote_at = peak, time.monotonic()
-            time.sleep(max(LOOK_EVERY_S, took / MOST_OF_A_CORE))
+            spent = time.thread_time() - spent
+            if time.monotonic() - wrote_at > WRITE_EVERY_S:
+                wrote_at = time.monotonic()
+                _write(kept, Watched(peak, before.seconds + wrote_at - start))
+            time.sleep(min(max(LOOK_EVERY_S, spent / MOST_OF_A_CORE), LOOK_AT_LEAST_EVERY_S))
     finally:
         if process.poll() is None:
             process.terminate()
             process.wait()
-        if peak > written:
-            _write_peak(peak_file, peak)
+        _write(kept, Watched(peak, before.seconds + time.monotonic() - start))
     return process.returncode
 
 
@@ -64,14 +76,14 @@ def tree_bytes(pid: int) -> int:
     return int(total)
 
 
-def read_peak(path: Path) -> int | None:
-    """The peak that is kept in a file, in bytes."""
+def read_watched(path: Path) -> Watched:
+    """What a file says of the runs so far; nothing where there is none."""
     try:
-        return int(json.loads(path.read_text())["peak_bytes"])
-    except (OSError, ValueError, KeyError):
-        return None
+        return Watched(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return Watched()
 
 
-def _write_peak(path: Path, peak: int) -> None:
+def _write(path: Path, watched: Watched) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, json.dumps({"peak_bytes": peak}).encode())
+    write_atomically(path, json.dumps(asdict(watched)).encode())
