@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from .job import Job, Steps
@@ -16,107 +15,116 @@ from .start import same_start
 
 
 def train(job: Job, rows: Sequence[Row]) -> Steps:
-    """Train as the job says with the stage's own model, optimiser, packing and loss, and its default step size."""
-    import torch
-    from transformers import get_scheduler
-
+    """Train as the job says by the stage's own loop, with its default step size; nothing is evaluated."""
     from potstill import models
-    from training.fit import answer_loss
-    from training.optimizer import MasterAdamW
+    from training.loop import Plan
+    from training.loop import train as loop
+    from training.objectives.answers import Answers
     from training.run import Settings
 
     models.prepare_torch()
-    model = student(job)
-    trained = [each for each in model.parameters() if each.requires_grad]
-    optimizer = MasterAdamW(trained, lr=job.learning_rate, weight_decay=0.0)
-    schedule = get_scheduler("linear", optimizer, num_warmup_steps=0, num_training_steps=job.steps)
-    steps = Steps()
-    settle(job.device)
-    last = time.perf_counter()
-    for batch in itertools.islice(batches(job, rows, Settings().batch_tokens, Settings().window), job.steps):
-        loss, _ = answer_loss(model, batch)
-        loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-        steps.losses.append(float(loss.detach()))
-        steps.gradient_norms.append(float(norm))
-        settle(job.device)
-        now = time.perf_counter()
-        steps.seconds.append(now - last)
-        last = now
-        steps.tokens.append(int(batch["tokens"]))
-        steps.computed.append(int(batch["input_ids"].numel()))
-        steps.learnt.append(int((batch["labels"][:, 1:] != -100).sum()))
+    default = Settings()
+    units = units_of(rows)
+    plan = Plan(
+        learning_rate=job.learning_rate,
+        schedule="linear",
+        warmup_share=0.0,
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        micro_tokens=default.micro_tokens,
+        evals=1,
+        patience=None,
+        checkpoint_minutes=1e9,
+        checkpoint_steps=None,
+    )
+    steps, model = Steps(), student(job)
+    with TemporaryDirectory() as folder:
+        watch = clock(job, steps, Path(folder) / "log.jsonl")
+        stream = stream_of(job, units, default.batch_tokens)
+        loop(model, Answers(units), stream, [], plan, watch, Path(folder) / "checkpoints")
     return steps
 
 
 def student(job: Job) -> Any:
     """The stage's student, from the job's adapter weights where it names any."""
+    from training.lean import make_lean
     from training.model import student as make
 
+    wide = job.dtype == "float32"
     model = make(
-        Path(job.base), quantization=job.quantization, rank=job.rank, alpha=job.alpha, dropout=0.0, seed=job.seed
-    )
-    if job.dtype == "float32":
+        Path(job.base), quantization=job.quantization, rank=job.rank, alpha=job.alpha, dropout=0.0, seed=job.seed,
+        lean=not wide,
+    )  # fmt: skip
+    if wide:
         model = model.float()
+        make_lean(model)  # after the cast: it holds on to the weights as they are
     if job.adapter is not None:
         same_start(model, Path(job.adapter))
-    return model.train()
+    return model
 
 
-def batches(job: Job, rows: Sequence[Row], batch_tokens: int, window: int) -> Iterator[dict[str, Any]]:
-    """Packed batches: of the job's rows a step where it says which, else of blocks in shuffled order, for ever."""
-    from training.rows import make_blocks, pack, pack_length_for
+def units_of(rows: Sequence[Row]) -> list[Any]:
+    """The rows as the stage's units, one a row."""
+    from training.packing import Unit
+    from training.rows import Row as StageRow
 
-    packed = [_stage_row(at, row) for at, row in enumerate(rows)]
-    length = pack_length_for(packed, window)
-    if job.batches is not None:
-        for chosen in job.batches:
-            yield tensors(pack([packed[at] for at in chosen], length), length, job.device)
-        return
-    a_step = max(1, round(batch_tokens / length))
-    blocks = make_blocks(packed, length, job.seed)
-    for epoch in itertools.count():
-        random.Random(job.seed + epoch).shuffle(blocks)
-        for start in range(0, len(blocks) - a_step + 1, a_step):
-            yield tensors(blocks[start : start + a_step], length, job.device)
+    found = [StageRow(f"r{at}", row.token_ids, ((len(row.prompt), len(row)),)) for at, row in enumerate(rows)]
+    return [Unit(row.id, (row,)) for row in found]
 
 
-def tensors(blocks: Sequence[Any], length: int, device: str) -> dict[str, Any]:
-    """Ids, labels and positions of some blocks, and the number of their real tokens."""
-    import torch
+def stream_of(job: Job, units: Sequence[Any], step_tokens: int) -> Any:
+    """The stage's stream of steps; of the rows that the job gives for each step where it gives any."""
+    from training.packing import Stream, Unit
 
-    from training.rows import block_columns
+    class Given(Stream):
+        def step(self, step: int) -> list[Unit]:
+            if job.batches is None:
+                return super().step(step)
+            return [units[at] for at in job.batches[step]]
 
-    found = [block_columns(block, length, 0) for block in blocks]
-    batch: dict[str, Any] = {name: torch.tensor([each[name] for each in found], device=device) for name in found[0]}
-    return batch | {"tokens": sum(len(row.token_ids) for block in blocks for row in block)}
+    return Given(units, seed=job.seed, step_tokens=step_tokens, max_steps=job.steps)
+
+
+def clock(job: Job, steps: Steps, log: Path) -> Any:
+    """The stage's watch, with the seconds from the end of one step to the end of the next, logging and all."""
+    from training.watch import Watch
+
+    class Clock(Watch):
+        last: float | None = None
+
+        def begin(self, step: int) -> None:
+            if self.last is None:
+                settle(job.device)
+                self.last = time.perf_counter()
+            super().begin(step)
+
+        def step(self, step: int, units: Sequence[Any], values: dict[str, Any]) -> None:
+            super().step(step, units, values)
+            settle(job.device)
+            now, before = time.perf_counter(), self.last
+            assert before is not None
+            self.last = now
+            steps.seconds.append(now - before)
+            steps.tokens.append(sum(unit.tokens for unit in units))
+            steps.computed.append(steps.tokens[-1])  # rows stand behind each other, without padding
+            steps.learnt.append(sum(row.supervised_tokens for unit in units for row in unit.rows))
+            steps.losses.append(values["loss"])
+            steps.gradient_norms.append(values["grad_norm"])
+
+    return Clock(log, job.steps)
 
 
 def packed_loss(job: Job, rows: Sequence[Row]) -> dict[str, float]:
     """Mean loss a learnt token over the job's first batch of rows: packed, and one row at a time."""
-    import torch
-
     from potstill import models
-    from training.fit import answer_loss
-    from training.rows import pack, pack_length_for
+    from training.loop import held_out_loss
+    from training.objectives.answers import Answers
 
     models.prepare_torch()
     model = student(job)
-    chosen = [_stage_row(at, rows[at]) for at in (job.batches or [list(range(min(16, len(rows))))])[0]]
-    length = pack_length_for(chosen, 2048)
-    learnt = sum(row.supervised_tokens for row in chosen)
-    with torch.no_grad():
-        packed = answer_loss(model, tensors(pack(chosen, length), length, job.device), learnt)[0]
-        alone = sum(
-            answer_loss(model, tensors([[row]], len(row.token_ids), job.device), learnt)[0].double() for row in chosen
-        )
-    return {"packed": float(packed), "alone": float(alone)}
-
-
-def _stage_row(at: int, row: Row) -> Any:
-    from training.rows import Row as StageRow
-
-    return StageRow(f"r{at}", row.token_ids, ((len(row.prompt), len(row)),))
+    units = units_of(rows)
+    chosen = [units[at] for at in job.batches[0]] if job.batches else units[:16]
+    objective = Answers(chosen)
+    packed, _ = held_out_loss(model, objective, chosen, sum(unit.tokens for unit in chosen))
+    alone, _ = held_out_loss(model, objective, chosen, 1)
+    return {"packed": packed, "alone": alone}

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.train import ours, with_trl
 from benchmarks.train.job import Job, Steps
-from benchmarks.train.product import product_rates
+from benchmarks.train.product import product_rates, weights_of
 from benchmarks.train.rows import Row, like_banking77, write_rows
 from benchmarks.train.shapes import SHAPES, build, config_of
 
@@ -94,3 +94,11 @@ def test_without_a_gpu_nothing_passes_and_the_reason_is_given() -> None:
     assert found["figures"] == {}
     assert {each["figure"] for each in found["checks"]} == {None}
     assert "finds no CUDA device" in found["notes"][0]
+
+
+def test_work_is_what_the_stage_itself_counts(job: Job) -> None:
+    from training.speed import flops_a_token
+
+    config = json.loads((Path(job.base) / "config.json").read_text())
+    weights = weights_of(config, job.rank)
+    assert flops_a_token(ours.student(job)) == (weights.work(1, 0), weights.work(0, 1))
