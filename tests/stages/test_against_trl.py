@@ -22,7 +22,7 @@ def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Steps]:
     batches = [list(range(at % 2 * ROWS_A_STEP, (at % 2 + 1) * ROWS_A_STEP)) for at in range(STEPS)]
     values = {
         "base": str(tiny_base(folder / "base").path), "rows": str(folder / "rows.json"), "steps": STEPS,
-        "batches": batches, "adapter": str(folder / "adapter.safetensors"), "dtype": "float32", "learning_rate": 0.01,
+        "batches": batches, "adapter": str(folder / "adapter.safetensors"), "dtype": "float32", "learning_rate": 0.005,
     }  # fmt: skip
     theirs = with_trl.train(Job("trl-same-order", **values), rows)
     return {"TRL": theirs, "ours": ours.train(Job("ours", **values), rows)}
