@@ -30,7 +30,7 @@ def plot(curves: Mapping[str, Sequence[float]], path: Path) -> None:
     for at, (name, losses) in enumerate(curves.items()):
         steps = range(1, len(losses) + 1)
         axes.plot(steps, losses, color=f"C{at}", alpha=0.3, linewidth=0.8)
-        axes.plot(steps, smoothed(losses), color=f"C{at}", label=name)
+        axes.plot(steps, smoothed(losses), color=f"C{at}", linewidth=4 - 2.5 * min(at, 1), label=name)
     axes.set_xlabel("step")
     axes.set_ylabel("loss a learnt token")
     axes.set_title("Same rows, same order, same adapter weights at the start")
