@@ -1,7 +1,7 @@
 """Train: dataset -> adapter.
 
 In:  `dataset-<key>/` (train and validation rows; the test split is sealed), a base model.
-Out: `adapter-<key>/` with `adapter/` (PEFT), `tokenizer/`, `contract.json`, `trainer_log.jsonl`.
+Out: `adapter-<key>/` with `adapter/` (PEFT), `tokenizer/`, `contract.json`, `trainer_log.jsonl` (`then_log.jsonl`).
 Run: `potstill train RECIPE`; a run that was stopped goes on from its last checkpoint.
 """
 
@@ -25,6 +25,7 @@ from potstill.stage import Noun, Shared, Upstream
 
 from .distil import Distil, teacher_input
 from .rows import Tokenised, refuse_nothing_to_learn, tokenise
+from .then import Then, read_judged
 
 NOUN: Noun = "adapter"
 NEEDS: tuple[Noun, ...] = ("dataset",)
@@ -67,6 +68,7 @@ class Settings(Section):
     rationale_weight: Annotated[float, Field(ge=0, le=10)] = 0.0
     distil: Distil = Distil()
     seed: int = 0
+    then: Then | None = None
 
     @model_validator(mode="after")
     def _probabilities_are_to_be_had(self) -> Settings:
@@ -98,6 +100,7 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     rows = tokenise(tokenizer, train, settings.window, settings.rationale_weight)
     refuse_nothing_to_learn(rows, settings.window)
     held = tokenise(tokenizer, validation, settings.window)
+    judged = read_judged(settings.then, tokenizer, dataset, settings.window, settings.seed) if settings.then else None
 
     write_contract(shared, settings, dataset, tokenizer, train, rows, out)
     tokenizer.save_pretrained(out / "tokenizer")
@@ -105,7 +108,7 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     from .objectives.choose import first_objective
 
     objective = first_objective(settings, shared, dataset, tokenizer, units_of(rows), units_of(held))
-    learnt = fit(settings, shared, base.path, tokenizer, rows, held, validation, out, objective)
+    learnt = fit(settings, shared, base.path, tokenizer, rows, held, validation, judged, out, objective)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return {
         "base": {"spec": base.spec, "digest": base.digest, "path": str(base.path)},
@@ -158,11 +161,20 @@ def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
         "tokens_an_epoch": rows.tokens,
         "supervised_tokens_an_epoch": rows.supervised_tokens,
         "rows_too_long": rows.too_long,
+        **then_preview(settings, tokenizer, upstream["dataset"]),
         "example": {
             "id": shown.id,
             "spans": [{"learnt": learnt, "text": tokenizer.decode(ids)} for learnt, ids in shown.pieces()],
         },
     }
+
+
+def then_preview(settings: Settings, tokenizer: Any, dataset: Path) -> Json:
+    """What the second phase would learn from; nothing where there is none."""
+    if settings.then is None:
+        return {}
+    judged = read_judged(settings.then, tokenizer, dataset, settings.window, settings.seed)
+    return {"then": {"objective": settings.then.objective, **judged.facts}}
 
 
 def resolved_quantization(settings: Settings) -> Literal["none", "nf4"]:
