@@ -234,7 +234,7 @@ def score(rows: Sequence[Example], said: Sequence[str]) -> Score:
 def compare(record: Record, arm: str, first: Score, other_arm: str, second: Score, ids: Sequence[str]) -> None:
     """The paired difference with its interval, as a figure whose low and high are the interval's ends."""
     from benchmarks.record import Figure
-    from evaluation.statistics import Resampling, paired_difference
+    from potstill.intervals import Resampling, paired_difference
     from potstill.tasks.base import Metric
 
     ours, theirs = ([{"correct": each} for each in one.right] for one in (first, second))
