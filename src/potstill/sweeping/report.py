@@ -23,8 +23,8 @@ def report(recipe: Recipe, key: str, rows: Sequence[Row]) -> Json:
     order = ranked(rows, settings.metric)
     best = order[0] if order else None
     comparisons = _comparisons(order, settings.metric)
-    words = [*_kept_overrides(recipe, rows), *overrides(best.values)] if best and not best.default else []
-    command = shlex.join(["potstill", "run", str(recipe.path), *(words or recipe.overrides)])
+    words = overrides(best.values) if best and not best.default else []
+    command = shlex.join(["potstill", "run", str(recipe.path), *_kept_overrides(recipe, words), *words])
     return {
         "sweep": key,
         "recipe": str(recipe.path),
@@ -42,11 +42,11 @@ def report(recipe: Recipe, key: str, rows: Sequence[Row]) -> Json:
     }
 
 
-def _kept_overrides(recipe: Recipe, rows: Sequence[Row]) -> list[str]:
-    """The overrides of the command line that the best settings do not replace and that are not the sweep's own."""
-    swept = {"sweep", *(rows[0].values if rows else ())}
+def _kept_overrides(recipe: Recipe, words: Sequence[str]) -> list[str]:
+    """The overrides of this command line that `words` does not replace and that are not the sweep's own."""
+    replaced = {each.partition("=")[0] for each in words}
     names = [(each.partition("=")[0], each) for each in recipe.overrides]
-    return [each for name, each in names if name not in swept and not name.startswith("sweep.")]
+    return [each for name, each in names if name not in replaced and name.partition(".")[0] != "sweep"]
 
 
 def _comparisons(order: Sequence[Row], metric: Metric) -> list[Json]:

@@ -44,7 +44,7 @@ def search(
                 return rows
             running = study.begin(values, default=not rows)
         shown = ", ".join(f"{key.removeprefix('train.')} {as_text(value)}" for key, value in running.values.items())
-        say(f"trial {running.number} of 0 to {trials - 1}: {shown}" + (" (the recipe's)" if running.default else ""))
+        say(f"trial {running.number} ({trials} in all): {shown}" + (", as the recipe has it" * running.default))
         row = attempt(running, rows[: running.number])
         study.end(row)
         say(f"trial {row.number}: {_result(row)}")
