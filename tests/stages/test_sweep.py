@@ -13,11 +13,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from potstill import cli
 from potstill.manifest import MANIFEST
 from potstill.pipeline import locked
+from potstill.sweeping.processes import run_stage
 from tests.stages.test_whole_way import exchange
 from tests.stages.tiny_llama import tiny_base
 
@@ -53,13 +55,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def swept(place: Path, work: Path, errors: Path) -> subprocess.Popen[bytes]:
-    """`potstill sweep` in a process group of its own, without MLflow."""
+    """`potstill sweep` without MLflow."""
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
     words = ["sweep", str(place / "recipe.yaml"), f"work_dir={work}", "--no-track", "--json"]
     with errors.open("ab") as stream:
         return subprocess.Popen(
             [sys.executable, "-m", "potstill.cli", *words],
-            cwd=place, env=environment, stdout=subprocess.PIPE, stderr=stream, start_new_session=True,
+            cwd=place, env=environment, stdout=subprocess.PIPE, stderr=stream,
         )  # fmt: skip
 
 
@@ -108,11 +110,11 @@ def test_sweep_killed_twice_ends_with_the_table_of_one_that_was_not(place: Path,
     second = work / "tiny" / whole["trials"][1]["folder"]
 
     process = swept(place, work, errors)
-    wait_until(lambda: any(second.glob("checkpoints/*/trainer_state.json")), process, errors)
-    os.killpg(process.pid, signal.SIGKILL)
+    wait_until(lambda: any(second.glob("checkpoints/step-*/manifest.json")), process, errors)
+    for each in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+        each.kill()
     process.communicate()
     assert not (second / MANIFEST).exists(), "the trial ended before it could be killed"
-    lines = len((second / "trainer_log.jsonl").read_text().splitlines())
 
     process = swept(place, work, errors)
     wait_until(lambda: errors.read_text().count("train: unfinished, going on") == 1, process, errors)
@@ -120,10 +122,10 @@ def test_sweep_killed_twice_ends_with_the_table_of_one_that_was_not(place: Path,
     process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM
     with locked(work / "tiny"):  # no training was left behind
-        assert len((second / "trainer_log.jsonl").read_text().splitlines()) <= lines
+        assert not (second / MANIFEST).exists()
 
     found = finished(swept(place, work, errors), errors)
-    assert "going on from checkpoint-" in errors.read_text()
+    assert "going on from step-" in errors.read_text()
     assert trials_of(found) == trials_of(whole)
     assert {name: found[name] for name in ("sweep", "best", "overrides", "comparisons")} == {
         name: whole[name] for name in ("sweep", "best", "overrides", "comparisons")
@@ -162,3 +164,19 @@ def test_trial_whose_sweep_is_gone_ends(place: Path) -> None:
     words = [sys.executable, "-m", "potstill.sweeping.child", nobody, "train", str(place / "recipe.yaml")]
     done = subprocess.run(words, env=environment, cwd=place, capture_output=True, timeout=60)
     assert done.returncode == -signal.SIGTERM
+
+
+def test_trial_that_is_given_up_is_ended_and_leaves_the_folder_free(place: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    asked: list[None] = []
+
+    def at_the_third_look() -> bool:
+        asked.append(None)
+        return len(asked) > 2
+
+    ended = run_stage(["train", str(place / "recipe.yaml"), f"work_dir={work}", "--no-track"], at_the_third_look)
+    assert ended.stopped
+    assert ended.code != 0
+    (work / "tiny").mkdir(parents=True, exist_ok=True)
+    with locked(work / "tiny"):
+        assert not list(work.glob("tiny/adapter-*/manifest.json"))

@@ -1,7 +1,8 @@
-"""Promises of a sweep, on a scripted objective: spaces judged before compute, the same table through kills, plain words."""
+"""Promises of a sweep, on a scripted objective: spaces judged before compute, kills survived, plain words."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,7 +26,7 @@ from potstill.sweeping.search import search
 from potstill.sweeping.settings import Space, SweepSettings
 from potstill.sweeping.spaces import as_text, current_values, holds, refuse_faulty, rounded
 from potstill.sweeping.study import Study
-from potstill.sweeping.trials import evaluations, judged, kept_figures
+from potstill.sweeping.trials import curve, evaluations, judged, kept_figures
 from potstill.yaml_positions import read_positioned
 
 SECTIONS = sections(stage_modules())
@@ -93,7 +94,7 @@ def test_key_or_extreme_value_that_is_no_setting_is_named_at_its_place(
     [
         ("log: [1.0e-4, 1.0e-3]", "log: [1.0e-3, 1.0e-4]", "recipe.yaml:9:5: sweep.keys.train.learning_rate: log is"),
         ("log: [1.0e-4,", "log: [0,", "recipe.yaml:9:5: sweep.keys.train.learning_rate: log is [0, 0.001], expected 0"),
-        ("{range: [1, 3]}", "{range: [1, 3], choice: [1, 2]}", "recipe.yaml:11:5: sweep.keys.train.epochs: found range"),
+        ("{range: [1, 3]}", "{range: [1, 3], choice: [1, 2]}", "recipe.yaml:11:5: sweep.keys.train.epochs: found ran"),
         ("{range: [1, 3]}", "{}", "recipe.yaml:11:5: sweep.keys.train.epochs: found none, expected one of range, log,"),
         ("[8, 16, 32]", "[8]", "recipe.yaml:10:5: sweep.keys.train.lora.rank: choice is [8], expected two or more"),
         ("range:", "rnage:", "recipe.yaml:11:20: sweep.keys.train.epochs.rnage: not a setting (did you mean range?)"),
@@ -296,20 +297,23 @@ def test_only_a_trial_behind_the_others_at_the_same_evaluation_is_given_up(
 
 
 def test_figures_are_those_of_the_checkpoint_that_is_kept() -> None:
-    training = {
-        "eval_losses": [3.0, 1.0, 0.8, 0.9], "scores": [[0, 0.99], [2, 0.7], [4, 0.8], [6, 0.8]],
-        "tokens_per_second": 10.0,
-    }  # fmt: skip
-    assert kept_figures(training) == {"score": 0.8, "loss": 0.8, "tokens_per_second": 10.0}
-    assert kept_figures(training | {"best_checkpoint_step": 6})["loss"] == 0.9
-    assert kept_figures({"eval_losses": [3.0, 1.0, 1.2]}) == {"score": None, "loss": 1.0, "tokens_per_second": None}
+    evaluated: list[Any] = [
+        {"step": 0, "eval_loss": 3.0, "eval_score": 0.1},
+        {"step": 2, "eval_loss": 0.8, "eval_score": 0.8, "eval_score_low": 0.7, "eval_score_high": 0.9},
+        {"step": 4, "eval_loss": 0.7, "eval_score": 0.6},
+    ]
+    found = kept_figures(evaluated, {"best_checkpoint_step": 2, "tokens_per_second": 10.0})
+    assert found == {"score": 0.8, "low": 0.7, "high": 0.9, "loss": 0.8, "tokens_per_second": 10.0}
 
 
 def test_evaluations_are_read_from_a_log_that_is_being_written(tmp_path: Path) -> None:
     log = tmp_path / "trainer_log.jsonl"
-    assert evaluations(log, "score") == ()
-    log.write_text('{"step": 0, "eval_score": 0.1}\n{"step": 1, "loss": 2}\n{"step": 2, "eval_score": 0.4}\n{"step": 4,')
-    assert evaluations(log, "score") == (0.1, 0.4)
+    assert curve(log, "score") == ()
+    lines = [{"step": 0, "eval_loss": 3, "eval_score": 0.1}, {"step": 1, "loss": 2}, {"step": 2, "eval_loss": 1.5}]
+    log.write_text("".join(json.dumps(each) + "\n" for each in lines) + '{"step": 4, "eval_')
+    assert curve(log, "score") == (0.1,)
+    assert curve(log, "loss") == (3, 1.5)
+    assert [each["step"] for each in evaluations(log)] == [0, 2]
 
 
 def test_fault_that_is_not_the_trials_own_stops_the_sweep() -> None:

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from potstill import cli
 from potstill.engine_child import wait_for_the_end
 
-GRACE_S = 20.0
+GRACE_S = 60.0  # for the step that is under way and its checkpoint
 
 
 def _end_with(parent: int) -> None:
@@ -31,8 +31,6 @@ def _end_with(parent: int) -> None:
 def main(argv: Sequence[str]) -> int:
     """The exit code of the command; 1 with `{"error", "message"}` on standard output for any other exception."""
     threading.Thread(target=_end_with, args=(int(argv[0]),), daemon=True).start()
-    # Ctrl-C in a terminal reaches the whole group; the parent decides when we end.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         return cli.main(argv[1:])
     except Exception as fault:

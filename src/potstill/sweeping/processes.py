@@ -26,8 +26,8 @@ from potstill.progress import say
 from potstill.records import Json
 
 POLL_S = 0.25
-STOP_S = 30.0
-LOCK_S = 30.0  # an orphan of a killed sweep needs a moment to notice and end
+STOP_S = 60.0
+LOCK_S = 60.0  # an orphan of a killed sweep needs a moment to notice and end
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,14 @@ def run_stage(words: Sequence[str], give_up: Callable[[], bool] = lambda: False)
     """Run `potstill WORDS --json`; ended early once `give_up` says so. Its progress goes to our standard error."""
     with tempfile.TemporaryFile() as out:
         command = [sys.executable, "-m", "potstill.sweeping.child", str(os.getpid()), *words, "--json"]
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, env=_environment())
+        process = subprocess.Popen(
+            # A group of its own: of Ctrl-C in a terminal it hears once, from us, and has time for a checkpoint.
+            command,
+            stdin=subprocess.PIPE,
+            stdout=out,
+            env=_environment(),
+            process_group=0,
+        )
         stopped = False
         try:
             while process.poll() is None:
@@ -65,7 +72,7 @@ def _environment() -> dict[str, str]:
 
 
 def _stop(process: subprocess.Popen[bytes]) -> int:
-    """The exit code; a process that still runs gets SIGTERM, and SIGKILL half a minute later."""
+    """The exit code; a process that still runs gets SIGTERM, and SIGKILL a minute later."""
     if process.poll() is None:
         process.terminate()
         try:

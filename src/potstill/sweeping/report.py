@@ -66,7 +66,7 @@ def _comparisons(order: Sequence[Row], metric: Metric) -> list[Json]:
 def _compared(best: Row, name: str, rival: Row, metric: Metric) -> Json:
     apart = best.low is not None and rival.high is not None and best.low > rival.high
     if best.low is None or rival.high is None:
-        why = "no scores, and a loss has no interval here: another seed may turn it round"
+        why = "nothing here has an interval to compare by: another seed may turn it round"
     elif apart:
         why = f"the intervals of the {SCORE}s do not meet"
     else:
@@ -104,12 +104,11 @@ def _table(rows: Sequence[Row], found: Json) -> list[str]:
         note = "best" if row.number == found["best"] else ""
         note = note if row.state == "done" else f"{row.state}: {row.reason}" if row.reason else row.state
         note += (", " if note and row.default else "") + ("recipe" if row.default else "")
-        score = "-" if row.score is None else f"{row.score:.3f} [{row.low:.3f}, {row.high:.3f}]"
         cells.append(
             [
                 str(row.number),
                 *(as_text(row.values[key]) for key in keys),
-                score,
+                row.shown_score(),
                 _number(row.loss, ".4f"),
                 _number(row.tokens_per_second, ",.0f"),
                 _number(row.minutes, ".1f"),

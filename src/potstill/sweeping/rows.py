@@ -16,7 +16,7 @@ Metric = Literal["score", "loss"]
 class Row:
     """Settings and figures of one trial.
 
-    `score` is that of the adapter kept, on `rows` validation rows, with Wilson's 95 % interval `low` to `high`;
+    `score` is that of the adapter kept, on `rows` validation rows, `low` to `high` its 95 % interval where it has one;
     `curve` is the sweep's metric at each evaluation, the one before training first.
     """
 
@@ -39,6 +39,12 @@ class Row:
         """What the sweep optimises: None unless the trial is done."""
         found = self.score if metric == "score" else self.loss
         return found if self.state == "done" else None
+
+    def shown_score(self) -> str:
+        """`0.912 [0.899, 0.924]`, or a dash."""
+        if self.score is None:
+            return "-"
+        return f"{self.score:.3f}" + (f" [{self.low:.3f}, {self.high:.3f}]" if self.low is not None else "")
 
 
 def ranked(rows: Sequence[Row], metric: Metric) -> list[Row]:

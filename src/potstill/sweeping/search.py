@@ -63,9 +63,4 @@ def _refuse_crashes(rows: Sequence[Row]) -> None:
 def _result(row: Row) -> str:
     if row.state != "done":
         return f"{row.state}: {row.reason}"
-    loss = f"loss {row.loss:.4f}" if row.loss is not None else "no loss"
-    return (
-        loss
-        if row.score is None or row.low is None
-        else f"score {row.score:.3f} [{row.low:.3f}, {row.high:.3f}], {loss}"
-    )
+    return f"score {row.shown_score()}, loss {'-' if row.loss is None else f'{row.loss:.4f}'}"

@@ -12,7 +12,6 @@ from typing import Any
 from pydantic import BaseModel
 
 from potstill.errors import PotstillError, RecipeError
-from potstill.intervals import wilson
 from potstill.manifest import Manifest, read_manifest
 from potstill.pipeline import Plan, plan_stage
 from potstill.progress import say
@@ -23,8 +22,6 @@ from .processes import run_stage, wait_until_free
 from .proposals import Spaces, hopeless
 from .rows import Metric, Row
 from .spaces import overrides, settings_of, with_values
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,7 @@ class Trials:
         prunes = settings_of(self.recipe).prune
 
         def give_up() -> bool:
-            return prunes and hopeless(evaluations(log, self.metric), self.spaces, others, self.metric)
+            return prunes and hopeless(curve(log, self.metric), self.spaces, others, self.metric)
 
         wait_until_free(self.recipe.shared.work_dir)
         words = ["train", str(self.recipe.path), *self.recipe.overrides, *overrides(row.values), "--no-track"]
@@ -76,7 +73,7 @@ class Trials:
         if ended.code == 0:  # an adapter that was finished before it could be given up counts
             self._refuse_other(plan, ended.told)
             return None
-        row = replace(row, curve=evaluations(log, self.metric))
+        row = replace(row, curve=curve(log, self.metric))
         if ended.stopped:
             at = f"evaluation {len(row.curve) - 1}, {self.metric} {row.curve[-1]:.4f}"
             return replace(row, state="pruned", reason=f"behind three quarters of the trials before it at {at}")
@@ -92,22 +89,19 @@ class Trials:
 
     def _measured(self, row: Row, folder: Path) -> Row:
         manifest = read_manifest(folder, "adapter", verify=False)
-        figures = kept_figures(manifest.facts["training"])
-        wanted = getattr(self.recipe.sections["train"], "score_rows", self.validation_rows)
-        rows = min(wanted, self.validation_rows)
-        low, high = wilson(figures["score"] * rows, rows) if figures["score"] is not None else (None, None)
+        log = folder / "trainer_log.jsonl"
+        figures = kept_figures(evaluations(log), manifest.facts["training"])
         if figures[self.metric] is None:
-            raise PotstillError(f"{folder}: no validation {self.metric} in its manifest; the sweep cannot compare it")
+            raise PotstillError(f"{folder}: no validation {self.metric} of its adapter; the sweep cannot compare it")
+        wanted = getattr(self.recipe.sections["train"], "score_rows", self.validation_rows)
         wall_s = manifest.facts.get("wall_s")
         return replace(
             row,
             state="done",
             **figures,
-            low=low,
-            high=high,
-            rows=rows,
+            rows=min(wanted, self.validation_rows),
             minutes=None if wall_s is None else round(wall_s / 60, 2),
-            curve=evaluations(folder / "trainer_log.jsonl", self.metric),
+            curve=curve(log, self.metric),
         )
 
 
@@ -125,37 +119,36 @@ def judged(code: int, told: Json, number: int) -> Json:
     return {"state": "failed", "reason": found[:500]}
 
 
-def kept_figures(training: Json) -> Json:
-    """Score and loss of the adapter that was kept, and tokens/s, from the `training` facts of its manifest.
+def kept_figures(evaluated: Sequence[Json], training: Json) -> Json:
+    """Score with its interval and loss of the adapter that was kept, and tokens/s.
 
-    The first evaluation stands before training and is no adapter's. Kept is the checkpoint with the best score, loss
-    breaking ties; `best_checkpoint_step` says which where it is given.
+    `evaluated` is the trainer log's evaluations, `training` the facts of that name in the adapter's manifest, which
+    say which step was kept. A score has an interval (Wilson) where it is a rate of rows.
     """
-    losses = list(training.get("eval_losses") or [])[1:]
-    scores = [(int(step), float(score)) for step, score in training.get("scores") or [] if step > 0]
-    score, loss = training.get("best_score"), min(losses, default=None)
-    if scores:
-        paired = losses if len(losses) == len(scores) else [float("inf")] * len(scores)
-        steps = [step for step, _ in scores]
-        kept = training.get("best_checkpoint_step")
-        at = (
-            steps.index(kept)
-            if kept in steps
-            else max(range(len(scores)), key=lambda each: (scores[each][1], -paired[each]))
-        )
-        score = scores[at][1] if score is None else score
-        loss = paired[at] if len(losses) == len(scores) else loss
-    return {"score": score, "loss": loss, "tokens_per_second": training.get("tokens_per_second")}
+    step = training["best_checkpoint_step"]
+    kept = next((each for each in evaluated if each["step"] == step), {})
+    return {
+        "score": kept.get("eval_score"),
+        "low": kept.get("eval_score_low"),
+        "high": kept.get("eval_score_high"),
+        "loss": kept.get("eval_loss"),
+        "tokens_per_second": training.get("tokens_per_second"),
+    }
 
 
-def evaluations(log: Path, metric: Metric) -> tuple[float, ...]:
-    """The metric at each evaluation of a trainer log, also of one that is being written."""
-    found: dict[int, float] = {}
+def evaluations(log: Path) -> list[Json]:
+    """The evaluations of a trainer log in their order, also of one that is being written."""
+    found: dict[int, Json] = {}
     for line in log.read_text(encoding="utf-8").splitlines() if log.is_file() else []:
         try:
             entry = json.loads(line)
         except ValueError:  # the last line, half written
             continue
-        if isinstance(value := entry.get(f"eval_{metric}"), int | float):
-            found[int(entry["step"])] = float(value)
-    return tuple(found[step] for step in sorted(found))
+        if "eval_loss" in entry:
+            found[int(entry["step"])] = entry
+    return [found[step] for step in sorted(found)]
+
+
+def curve(log: Path, metric: Metric) -> tuple[float, ...]:
+    """The metric at each evaluation, the one before training first."""
+    return tuple(each[f"eval_{metric}"] for each in evaluations(log) if f"eval_{metric}" in each)
