@@ -20,7 +20,7 @@ from .settings import Scalar, Space, SweepSettings
 
 Values = Mapping[str, Scalar]
 MEASURES = ("train.score_rows", "train.evals")  # how a trial is measured: the same for all, or nothing is compared
-MEASURES_OF_LOSS = ("train.window", "train.objective")  # which rows, or what of them, the validation loss is of
+MEASURES_OF_LOSS = ("train.window", "train.then")  # which rows, or what of them, the validation loss is of
 SIGNIFICANT = 3  # digits of a drawn number: a command line that can be read, and no meaningless neighbours
 CORNERS = 64  # combinations of extreme values that are validated; each costs some milliseconds
 
@@ -70,7 +70,7 @@ def _forbidden(key: str, settings: SweepSettings) -> str | None:
         return "only train.* can be swept: every trial must learn from, and be measured on, the same data"
     if key in MEASURES:
         return "is how trials are measured, and must be the same for all of them"
-    if settings.metric == "loss" and key in MEASURES_OF_LOSS:
+    if settings.metric == "loss" and key.startswith(MEASURES_OF_LOSS):
         return "changes what the validation loss is of, so that trials do not compare; use sweep.metric=score"
     return None
 

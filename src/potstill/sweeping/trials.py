@@ -42,6 +42,12 @@ class Trials:
     def metric(self) -> Metric:
         return settings_of(self.recipe).metric
 
+    @property
+    def log_name(self) -> str:
+        """The log of the phase whose best weights the adapter is: the second one where there is one."""
+        two_phases = getattr(self.recipe.sections["train"], "then", None) is not None
+        return "then_log.jsonl" if two_phases else "trainer_log.jsonl"
+
     def plan(self, recipe: Recipe) -> Plan:
         """Where training with these settings stands."""
         return plan_stage(recipe, "train", self.train, {"dataset": self.dataset})
@@ -60,7 +66,7 @@ class Trials:
 
     def _train(self, row: Row, plan: Plan, before: Sequence[Row]) -> Row | None:
         """Train in a process of its own; the row where that ended without an adapter, else None."""
-        log = plan.folder / "trainer_log.jsonl"
+        log = plan.folder / self.log_name
         others = [each for each in before if each.state != "failed"]
         prunes = settings_of(self.recipe).prune
 
@@ -89,7 +95,7 @@ class Trials:
 
     def _measured(self, row: Row, folder: Path) -> Row:
         manifest = read_manifest(folder, "adapter", verify=False)
-        log = folder / "trainer_log.jsonl"
+        log = folder / self.log_name
         figures = kept_figures(evaluations(log), manifest.facts["training"])
         if figures[self.metric] is None:
             raise PotstillError(f"{folder}: no validation {self.metric} of its adapter; the sweep cannot compare it")
@@ -123,9 +129,9 @@ def kept_figures(evaluated: Sequence[Json], training: Json) -> Json:
     """Score with its interval and loss of the adapter that was kept, and tokens/s.
 
     `evaluated` is the trainer log's evaluations, `training` the facts of that name in the adapter's manifest, which
-    say which step was kept. A score has an interval (Wilson) where it is a rate of rows.
+    say which step of the last phase was kept. A score has an interval (Wilson) where it is a rate of rows.
     """
-    step = training["best_checkpoint_step"]
+    step = training.get("then", training)["best_checkpoint_step"]
     kept = next((each for each in evaluated if each["step"] == step), {})
     return {
         "score": kept.get("eval_score"),
