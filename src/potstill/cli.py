@@ -43,6 +43,10 @@ def parser() -> argparse.ArgumentParser:
     )
     _recipe_command(commands, "status", "which folders are finished and which stages would run", "look:status")
 
+    sweep = _recipe_command(commands, "sweep", "train with several settings, compare on validation rows", "sweep:sweep")
+    sweep.add_argument("--trials", type=int, metavar="N", help="in all, that of the recipe as it stands included")
+    sweep.add_argument("--no-track", action="store_true", help="log no run to MLflow")
+
     compare = _recipe_command(
         commands, "compare-bases", "several bases trained on one slice, side by side", "compare_bases:compare_bases"
     )
