@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,22 +12,25 @@ from potstill.contract import Contract
 from potstill.progress import say
 from potstill.records import Example, Json
 from potstill.stage import Shared
+from potstill.tracking_stages import then_line
 from potstill.trained import save_trained
 
 from . import processes
 from .loop import Plan, device_of, train
 from .model import student, whole
-from .objectives.answers import Answers
+from .objectives import Objective
 from .packing import Stream, Unit
 from .rows import Tokenised
 from .scoring import Scorer
 from .speed import flops_a_token, matrix_product_flops
+from .then import Judged, keep_finished, learn_judged, take_finished
 from .watch import Watch
 
 if TYPE_CHECKING:
     from .run import Settings
 
-PLOT = "training.svg"
+PLOT, THEN_PLOT = "training.svg", "then.svg"
+Live = Callable[[Json], None] | None
 
 
 def fit(
@@ -37,14 +41,49 @@ def fit(
     rows: Tokenised,
     held: Tokenised,
     validation: Sequence[Example],
+    judged: Judged | None,
     out: Path,
-    live: Callable[[Json], None] | None = None,
+    objective: Objective,
+    live: Live = None,
 ) -> Json:
-    """Train and leave the best weights in `out` (see potstill/trained.py); returns the figures for the manifest."""
+    """Train and leave the best weights in `out` (see potstill/trained.py); returns the figures for the manifest.
+
+    With `judged`, preferences are learnt in a second phase; a run killed there goes on there. `live` gets every line
+    of the log as it happens. Of several processes the first one's figures count.
+    """
     from .run import resolved_quantization
 
     quantization = resolved_quantization(settings)
     model = make_student(settings, base, quantization)
+    score = Scorer(shared, model, tokenizer, validation, settings.score_rows, Contract.read(out))
+    figures = take_finished(out / "checkpoints", model) if judged else None
+    if figures is None:
+        figures = learn_answers(settings, model, objective, rows, held, score, out, live)
+        figures |= {"method": settings.method, "quantization": quantization, "processes": processes.count()}
+    if judged is not None and settings.then is not None:
+        if processes.first():
+            keep_finished(out / "checkpoints", model, figures)
+        then = learn_judged(settings.then, judged, model, then_plan(settings), out, settings, score, under_then(live))
+        figures |= {"then": then}
+    return figures | {"weights": save_trained(model, out).name} if processes.first() else {}
+
+
+def under_then(live: Live) -> Live:
+    """The second phase's lines, under names of their own."""
+    return None if live is None else lambda line: live(then_line(line))
+
+
+def learn_answers(
+    settings: Settings,
+    model: Any,
+    objective: Objective,
+    rows: Tokenised,
+    held: Tokenised,
+    score: Scorer,
+    out: Path,
+    live: Live = None,
+) -> Json:
+    """The first phase: supervised fine-tuning or distillation. The best weights are left in the model."""
     units, held_units = units_of(rows), units_of(held)
     stream = Stream(
         units,
@@ -54,7 +93,7 @@ def fit(
         max_steps=settings.max_steps,
     )
     watch = Watch(
-        out / "trainer_log.jsonl" if processes.first() else Path(os.devnull),
+        log_of(out / "trainer_log.jsonl"),
         stream.steps,
         flops=flops_a_token(model),
         peak_flops=matrix_product_flops(device_of(model).partition(":")[0]),
@@ -65,17 +104,11 @@ def fit(
         f"training {len(rows.rows):,} rows ({rows.tokens:,} tokens, {rows.supervised_tokens:,} learnt), "
         f"{stream.steps:,} steps"
     )
-    score = Scorer(shared, model, tokenizer, validation, settings.score_rows, Contract.read(out))
-    done = train(model, Answers(units), stream, held_units, plan_of(settings), watch, out / "checkpoints", score)
+    done = train(model, objective, stream, held_units, plan_of(settings), watch, out / "checkpoints", score)
     if not processes.first():
         return {}
-    learnt = watch.verdict()
-    weights = save_trained(model, out)
-    return learnt | {
-        "processes": processes.count(),
-        "method": settings.method,
-        "weights": weights.name,
-        "quantization": quantization,
+    return watch.verdict() | {
+        "objective": {"name": objective.name, **getattr(objective, "facts", {})},
         "tokens_an_epoch": rows.tokens,
         "supervised_tokens_an_epoch": rows.supervised_tokens,
         "best_checkpoint_step": done.best_step,
@@ -101,9 +134,20 @@ def make_student(settings: Settings, base: Path, quantization: Any) -> Any:
     return processes.shard(made) if sharded else made
 
 
+def log_of(path: Path) -> Path:
+    """Where this process logs: one writes, the others' lines are the same."""
+    return path if processes.first() else Path(os.devnull)
+
+
 def units_of(tokenised: Tokenised) -> list[Unit]:
     """Each row alone: what supervised fine-tuning learns from."""
     return [Unit(row.id, (row,)) for row in tokenised.rows]
+
+
+def then_plan(settings: Settings) -> Plan:
+    """The plan of the second phase: the first one's with its own learning rate."""
+    assert settings.then is not None
+    return replace(plan_of(settings), learning_rate=settings.then.learning_rate)
 
 
 def plan_of(settings: Settings) -> Plan:

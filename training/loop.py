@@ -22,13 +22,13 @@ from potstill.records import Json
 
 from . import checkpoints, processes
 from .batch import Batch, token_scores
-from .objectives import Objective
+from .objectives import Generates, Objective
 from .optimizer import MasterAdamW, Schedule, learning_rate
 from .packing import Stream, Unit
 from .scoring import Score
 from .watch import Watch, refuse_not_finite
 
-LOSS_SHARE = 0.01  # of the validation loss in what the best is chosen by: it decides between equal scores
+LOSS_SHARE = 0.01  # what the validation loss, as a share of the first one, counts beside the score: it breaks ties
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,7 @@ class Progressed:
     """What a checkpoint remembers beside weights and random states. `stale`: evaluations since the best."""
 
     step: int = 0
+    first_loss: float | None = None
     best: float | None = None
     best_step: int = 0
     stale: int = 0
@@ -78,11 +79,11 @@ def train(
     optimizer = MasterAdamW(
         model.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, paged_8bit=plan.paged_8bit
     )
+    own = folder if processes.first() else folder / f"process-{processes.rank()}"
+    objective.prepare(model, [*stream.units, *held], own)  # the model stands where the phase began
     done = resume(folder, optimizer, watch)
     processes.take_from_first(optimizer.master)
     optimizer.write_back()
-    own = folder if processes.first() else folder / f"process-{processes.rank()}"
-    objective.prepare(model, [*stream.units, *held], own)
     every = max(1, stream.steps // plan.evals)
     saved = time.monotonic()
     with asked_to_end() as ending:
@@ -91,6 +92,8 @@ def train(
         while done.step < stream.steps and not done.stopped:
             watch.begin(done.step)
             units = stream.step(done.step)
+            if isinstance(objective, Generates):
+                units = processes.agreed(objective.generate(model, units, done.step))
             loss, extra = gradient(model, objective, units, plan.micro_tokens)
             rate = learning_rate(
                 done.step, stream.steps, peak=plan.learning_rate, warmup_share=plan.warmup_share, schedule=plan.schedule
@@ -120,6 +123,7 @@ def gradient(
     model: Any, objective: Objective, units: Sequence[Unit], micro_tokens: int
 ) -> tuple[float, dict[str, float]]:
     """Leave a step's gradient in the parameters; returns its loss and the means of further figures."""
+    objective.begin(model, units)
     normaliser = objective.normaliser(units)
     total, sums = 0.0, dict[str, tuple[float, float]]()
     for micro, counts in processes.rounds(units, micro_tokens):
@@ -141,6 +145,7 @@ def held_out_loss(
     total, sums = 0.0, dict[str, tuple[float, float]]()
     was_training = model.training
     model.eval()
+    objective.begin(model, held)
     for micro, counts in processes.rounds(held, micro_tokens):
         batch = Batch.of(micro, device_of(model))
         scores, hits = token_scores(model, batch, objective.scores)
@@ -191,7 +196,8 @@ def evaluate(
     if found is not None:
         values |= {"eval_score": found.value, "eval_score_low": found.low, "eval_score_high": found.high}
     watch.evaluated(done.step, {name: value for name, value in values.items() if value is not None})
-    selection = (found.value if found is not None else 0.0) - LOSS_SHARE * min(loss, 20.0)
+    done.first_loss = loss if done.first_loss is None else done.first_loss
+    selection = (found.value if found is not None else 0.0) - LOSS_SHARE * min(loss / max(done.first_loss, 1e-9), 10.0)
     if (done.best is None or selection > done.best) and keep_best(folder, model, done.step):
         done.best, done.best_step, done.stale = selection, done.step, 0
     else:

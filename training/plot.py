@@ -88,8 +88,8 @@ def _panel(panel: Panel, top: float, last: float) -> str:
         return f"{x:.1f},{top + HEIGHT - HEIGHT * (value - low) / ((high - low) or 1):.1f}"
 
     parts = [f'<text x="{LEFT}" y="{top - 7}" font-weight="600">{panel.title}</text>']
-    for name, kind, x in zip(panel.names, ("ta", "tb"), (WIDTH - RIGHT - 66, WIDTH - RIGHT), strict=True):
-        parts.append(f'<text x="{x}" y="{top - 7}" class="{kind}" text-anchor="end">{name}</text>' if name else "")
+    for name, kind, end in zip(panel.names, ("ta", "tb"), (WIDTH - RIGHT - 66, WIDTH - RIGHT), strict=True):
+        parts.append(f'<text x="{end}" y="{top - 7}" class="{kind}" text-anchor="end">{name}</text>' if name else "")
     for mark in marks:
         y = at(0, mark).partition(",")[2]
         parts.append(f'<path class="grid" d="M{LEFT} {y}H{WIDTH - RIGHT}"/>')

@@ -2,8 +2,9 @@
 
 In:  `dataset-<key>/` (train and validation rows; the test split is sealed), a base model.
 Out: `adapter-<key>/` with `adapter/` (PEFT; after `method: full` all weights in `model/`), `tokenizer/`,
-     `contract.json`, `trainer_log.jsonl`.
-Run: `potstill train RECIPE`; a run that was stopped goes on from its last checkpoint.
+     `contract.json`, `trainer_log.jsonl`, `training.svg` (of a second phase `then_log.jsonl`, `then.svg`).
+Run: `potstill train RECIPE`, on several GPUs `torchrun --nproc-per-node 8 -m potstill.cli train RECIPE`; a run that was
+     stopped goes on from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -26,8 +27,10 @@ from potstill.stage import Noun, Shared, Upstream
 from potstill.tracking_live import live_run
 
 from . import processes
+from .distil import Distil, teacher_input
 from .full import refuse_full
 from .rows import Tokenised, refuse_nothing_to_learn, tokenise
+from .then import Then, read_judged
 
 NOUN: Noun = "adapter"
 NEEDS: tuple[Noun, ...] = ("dataset",)
@@ -46,6 +49,7 @@ class Lora(Section):
 class Settings(Section):
     """Section `train` of a recipe. Lengths are in tokens."""
 
+    objective: Literal["sft", "logits", "on_policy"] = "sft"
     method: Literal["qlora", "lora", "full"] = "qlora"
     quantization: Literal["auto", "none", "nf4"] = "auto"
     chat_template: Literal["auto", "base", "chatml"] = "auto"
@@ -66,8 +70,21 @@ class Settings(Section):
     patience: Annotated[int, Field(ge=1)] | None = None
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
+    rationale_weight: Annotated[float, Field(ge=0, le=10)] = 0.0
+    distil: Distil = Distil()
     shard: Literal["none", "full"] = "none"
     seed: int = 0
+    then: Then | None = None
+
+    @model_validator(mode="after")
+    def _probabilities_are_to_be_had(self) -> Settings:
+        if self.objective == "on_policy" and self.distil.teacher is None:
+            raise ValueError("objective on_policy asks a teacher at every step: name an open model in distil.teacher")
+        if self.objective == "logits" and self.distil.teacher is None and self.distil.temperature != 1:
+            raise ValueError(
+                "distil.temperature other than 1 needs distil.teacher: a log has no probabilities at another one"
+            )
+        return self
 
     @model_validator(mode="after")
     def _trainable(self) -> Settings:
@@ -84,8 +101,11 @@ class Settings(Section):
 
 
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
-    """The base model, by content."""
-    return [base_input(shared.base_model)]
+    """The base model and the teacher, where one is asked, by content."""
+    found = [base_input(shared.base_model)]
+    if settings.objective != "sft" and settings.distil.teacher is not None:
+        found.append(teacher_input(settings.distil.teacher))
+    return found
 
 
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
@@ -100,18 +120,21 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     if processes.first():
         lead(upstream, out)
     tokenizer = load_student_tokenizer(settings, base.path, train)
-    rows = tokenise(tokenizer, train, settings.window)
+    rows = tokenise(tokenizer, train, settings.window, settings.rationale_weight)
     refuse_nothing_to_learn(rows, settings.window)
     held = tokenise(tokenizer, validation, settings.window)
+    judged = read_judged(settings.then, tokenizer, dataset, settings.window, settings.seed) if settings.then else None
 
     if processes.first():
         write_contract(shared, settings, dataset, tokenizer, train, rows, out)
         tokenizer.save_pretrained(out / "tokenizer")
     processes.wait()
-    from .fit import fit
+    from .fit import fit, units_of
+    from .objectives.choose import first_objective
 
+    objective = first_objective(settings, shared, dataset, tokenizer, units_of(rows), units_of(held))
     with live_run(shared, out) as live:
-        learnt = fit(settings, shared, base.path, tokenizer, rows, held, validation, out, live)
+        learnt = fit(settings, shared, base.path, tokenizer, rows, held, validation, judged, out, objective, live)
     processes.leave()
     if not processes.first():
         return {}
@@ -186,7 +209,7 @@ def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
     refuse_full(settings, base.path)
     train = read_examples(upstream["dataset"], "train")
     tokenizer = load_student_tokenizer(settings, base.path, train)
-    rows = tokenise(tokenizer, train, settings.window)
+    rows = tokenise(tokenizer, train, settings.window, settings.rationale_weight)
     refuse_nothing_to_learn(rows, settings.window)
     shown = max(rows.rows, key=lambda row: len(row.learnt))
     return {
@@ -194,11 +217,20 @@ def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
         "tokens_an_epoch": rows.tokens,
         "supervised_tokens_an_epoch": rows.supervised_tokens,
         "rows_too_long": rows.too_long,
+        **then_preview(settings, tokenizer, upstream["dataset"]),
         "example": {
             "id": shown.id,
             "spans": [{"learnt": learnt, "text": tokenizer.decode(ids)} for learnt, ids in shown.pieces()],
         },
     }
+
+
+def then_preview(settings: Settings, tokenizer: Any, dataset: Path) -> Json:
+    """What the second phase would learn from; nothing where there is none."""
+    if settings.then is None:
+        return {}
+    judged = read_judged(settings.then, tokenizer, dataset, settings.window, settings.seed)
+    return {"then": {"objective": settings.then.objective, **judged.facts}}
 
 
 def resolved_quantization(settings: Settings) -> Literal["none", "nf4"]:

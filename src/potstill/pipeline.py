@@ -129,7 +129,8 @@ def run_pipeline(recipe: Recipe, modules: Mapping[str, Any], upto: str, *, track
             start = time.monotonic()
             plan = plan_stage(recipe, section, module, made)
             say(f"{section}: skipped, {plan.why} ({plan.folder.name})" if plan.done else f"{section}: {plan.why}")
-            manifest = read_manifest(plan.folder, plan.noun) if plan.done else _make(recipe, plan, module, made, track)
+            done = read_manifest(plan.folder, plan.noun) if plan.done else None
+            manifest = done or run_stage(recipe, plan, module, made, track)
             made[plan.noun] = manifest
             if not plan.done:
                 say(f"{section}: done in {time.monotonic() - start:.0f} s -> {plan.folder.name}")
@@ -149,8 +150,13 @@ def run_pipeline(recipe: Recipe, modules: Mapping[str, Any], upto: str, *, track
     return outcome
 
 
-def _make(recipe: Recipe, plan: Plan, module: Any, made: Mapping[Noun, Manifest | None], track: bool) -> Manifest:
-    """Run one stage into its folder and seal it with the manifest."""
+def run_stage(
+    recipe: Recipe, plan: Plan, module: Any, made: Mapping[Noun, Manifest | None], track: bool = False
+) -> Manifest:
+    """Run one stage, as planned, into its folder and seal it with the manifest. Raises what the stage raises.
+
+    With `track`, a stage that can be watched while it works shows itself in MLflow.
+    """
     if plan.folder.is_dir() and plan.noun not in RESUMABLE:
         shutil.rmtree(plan.folder)
     plan.folder.mkdir(parents=True, exist_ok=True)

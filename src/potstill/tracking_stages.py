@@ -7,7 +7,7 @@ report, so that candidates stand side by side in MLflow's own comparison.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ STAGE_OF = {"dataset": "distill", "adapter": "train", "artifact": "export", "rep
 # The files a reviewer opens, rather than the weights: those are copied once, with the version.
 FILES_OF = {
     "dataset": ("card.md", "manifest.json"),
-    "adapter": ("contract.json", "trainer_log.jsonl", "training.svg", "manifest.json"),
+    "adapter": ("contract.json", "trainer_log.jsonl", "training.svg", "then_log.jsonl", "then.svg", "manifest.json"),
     "artifact": ("verification.json", "contract.json", "manifest.json"),
     "report": ("report.html", "report.json", "manifest.json"),
 }
@@ -50,7 +50,8 @@ def record_folder(tracking: Tracking, experiment: str, folder: Path) -> str:
         metrics=report_metrics(folder) if manifest.kind == "report" else flat_numbers(manifest.facts),
         artifacts=[name for name in FILES_OF[manifest.kind] if (folder / name).is_file()],
         datasets=datasets_read(experiment, manifest, folder),
-        points=training_curves(folder / "trainer_log.jsonl", epoch_ms(manifest.created)),
+        points=training_curves(folder / "trainer_log.jsonl", epoch_ms(manifest.created))
+        + training_curves(folder / "then_log.jsonl", epoch_ms(manifest.created), then_line),
         tags=report_tags(folder) if manifest.kind == "report" else {},
     )
 
@@ -87,11 +88,18 @@ def datasets_read(experiment: str, manifest: Manifest, folder: Path) -> list[Dat
     return uses
 
 
-def training_curves(path: Path, ended_ms: int | None = None) -> list[Point]:
+def then_line(line: Json) -> Json:
+    """A line of the second phase's log under names of its own: its steps begin anew."""
+    return {key if key in ("step", "time") else f"then.{key}": value for key, value in line.items()}
+
+
+def training_curves(
+    path: Path, ended_ms: int | None = None, as_line: Callable[[Json], Json] = lambda line: line
+) -> list[Point]:
     """Every number of every line of a trainer log, at its step; `time` (seconds since 1970) is used where given."""
     if not path.is_file():
         return []
-    return [point for line in path.read_text().splitlines() for point in points_of(json.loads(line), ended_ms)]
+    return [point for line in path.read_text().splitlines() for point in points_of(as_line(json.loads(line)), ended_ms)]
 
 
 def points_of(line: Json, ended_ms: int | None = None) -> list[Point]:

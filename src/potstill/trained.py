@@ -31,6 +31,11 @@ class Trained:
         return [self.model] if self.adapter is None else [self.model, self.adapter]
 
 
+def holds_trained(folder: Path) -> bool:
+    """Whether it is a folder that training left, of either layout."""
+    return (folder / ADAPTER / "adapter_config.json").is_file() or (folder / MODEL / "config.json").is_file()
+
+
 def find_trained(folder: Path, base: Path) -> Trained:
     """What the adapter folder `folder` holds, trained on `base`; raises DamagedInput when it holds neither or both."""
     adapter, model = (folder / ADAPTER / "adapter_config.json").is_file(), (folder / MODEL / "config.json").is_file()
