@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 NAME = "potstill_rows"
+FLASH = "flash_attention_2"  # transformers' name of it
 LONG = 256  # tokens: from here on the fused kernel is at least as fast and needs no square of memory
 
 
@@ -174,17 +175,27 @@ def rows_attention(
 
 
 @contextmanager
-def rows_apart(model: Any) -> Iterator[None]:
-    """Within, the model attends inside rows (call it with `row_lengths`); outside, as it was loaded."""
+def rows_apart(model: Any, row_lengths: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+    """Within, the model attends inside rows, called with the arguments given; outside, as it was loaded.
+
+    By `rows_attention`, or by the attention that the model's `potstill_rows` names, one for rows of different lengths.
+    """
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, rows_attention)
+    chosen = getattr(model, "potstill_rows", NAME)
+    arguments: dict[str, Any] = {"row_lengths": row_lengths}
+    if chosen != NAME:
+        ends = torch.tensor(row_lengths, device=model.device).cumsum(0, dtype=torch.int32)
+        starts = torch.nn.functional.pad(ends, (1, 0))
+        arguments = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}
+        arguments |= dict.fromkeys(("max_length_q", "max_length_k"), max(row_lengths))
     configs = [model.config, model.config.get_text_config()]
     before = [each._attn_implementation for each in configs]
     for each in configs:
-        each._attn_implementation = NAME
+        each._attn_implementation = chosen
     try:
-        yield
+        yield arguments
     finally:
         for each, name in zip(configs, before, strict=True):
             each._attn_implementation = name

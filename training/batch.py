@@ -89,13 +89,13 @@ def target_log_probs(logits: Tensor, batch: Batch, at: slice) -> Tensor:
 def token_scores(model: Any, batch: Batch, scores: TokenScores = target_log_probs) -> tuple[Tensor, int]:
     """[N] scores of the learnt tokens, differentiable, and how many of them are the model's first choice."""
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    with rows_apart(inner):
+    with rows_apart(inner, batch.row_lengths) as rows:
         hidden = (
             inner.get_decoder()(
                 input_ids=batch.input_ids,
                 position_ids=batch.position_ids,
                 use_cache=False,
-                row_lengths=batch.row_lengths,
+                **rows,
             )
             .last_hidden_state[0]
             .index_select(0, batch.learnt_at)

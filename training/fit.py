@@ -16,6 +16,7 @@ from potstill.tracking_stages import then_line
 from potstill.trained import save_trained
 
 from . import processes
+from .kernels import put_in
 from .loop import Plan, device_of, train
 from .model import student, whole
 from .objectives import Objective
@@ -119,7 +120,9 @@ def learn_answers(
 def make_student(settings: Settings, base: Path, quantization: Any) -> Any:
     """The model that the recipe asks for, ready to be trained."""
     if settings.method == "full":
-        return whole(base, seed=settings.seed)
+        made = whole(base, seed=settings.seed)
+        put_in(settings, made)
+        return made
     sharded = settings.shard == "full"
     made = student(
         base,
@@ -131,6 +134,7 @@ def make_student(settings: Settings, base: Path, quantization: Any) -> Any:
         seed=settings.seed,
         shardable=sharded,
     )
+    put_in(settings, made)
     return processes.shard(made) if sharded else made
 
 
@@ -163,4 +167,5 @@ def plan_of(settings: Settings) -> Plan:
         patience=settings.patience,
         checkpoint_minutes=settings.checkpoint_minutes,
         checkpoint_steps=settings.checkpoint_steps,
+        paged_8bit=settings.optimizer == "paged_adamw_8bit",
     )

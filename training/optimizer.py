@@ -35,6 +35,7 @@ class MasterAdamW:
         self.master.grad = torch.zeros_like(self.master)
         self._sizes = [p.numel() for p in self.parameters]
         self._grads = torch.split(self.master.grad, self._sizes)
+        self._counts_steps_plainly = paged_8bit
         options: Any = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         if paged_8bit:
             from bitsandbytes import optim
@@ -86,7 +87,10 @@ class MasterAdamW:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take up a state that `state` gave, and write the weights back into the parameters."""
         self.master.copy_(state["master"])
-        kept = {name: value.clone() for name, value in state.items() if name != "master"}
+        device = self.master.device
+        kept: dict[str, Any] = {name: each.to(device, copy=True) for name, each in state.items() if name != "master"}
+        if kept and self._counts_steps_plainly:
+            kept["step"] = int(kept["step"])
         if kept:
             self.inner.state[self.master] = kept
         self.write_back()

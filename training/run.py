@@ -72,6 +72,10 @@ class Settings(Section):
     checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
     rationale_weight: Annotated[float, Field(ge=0, le=10)] = 0.0
     distil: Distil = Distil()
+    optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw"
+    attention: Literal["rows", "flash_attention_2"] = "rows"
+    kernels: Literal["none", "liger"] = "none"
+    compile: bool = False
     shard: Literal["none", "full"] = "none"
     seed: int = 0
     then: Then | None = None

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from export import merge
 from tests.stages.test_whole_way import RECIPE, exchange
 from tests.stages.tiny_llama import tiny_base
 
@@ -50,6 +51,19 @@ def test_the_recipe_is_done_once_and_every_process_ends(place: Path) -> None:
     code, out, said = potstill(place, "train.epochs=6")
     assert code == 0, said
     assert json.loads(out)["adapter"]["skipped"]
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_sharded_base_is_trained_scored_and_saved(quantization: str, place: Path) -> None:
+    code, out, said = potstill(place, "train.epochs=6", "train.shard=full", f"train.quantization={quantization}")
+    assert code == 0, said
+    folder = Path(json.loads(out)["adapter"]["path"])
+    facts = json.loads((folder / "manifest.json").read_text())["facts"]["training"]
+    assert facts["loss_last"] < 0.8 * facts["loss_first"]
+    assert facts["scores"]
+    deltas = merge.read_adapter(folder / "adapter")
+    assert len(deltas) == 2 * 7  # every linear layer of both decoder layers, whole
+    assert all(each.up.abs().max() > 0 for each in deltas.values())
 
 
 def test_a_fault_in_the_first_process_ends_all(place: Path) -> None:
