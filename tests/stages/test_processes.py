@@ -19,6 +19,7 @@ from potstill import models
 from potstill.errors import PotstillError
 from potstill.records import Json
 from tests.stages.processes_child import units
+from tests.stages.test_then import dataset_of
 from tests.stages.tiny_llama import tiny_base
 from training import processes
 from training.packing import Unit
@@ -36,7 +37,14 @@ def run(base: models.Base, out: Path, count: int, **changes: Any) -> list[Json]:
     """The log's lines of a training by `count` processes."""
     out.mkdir(exist_ok=True)
     job = {"base": str(base.path), "out": str(out), "quantization": "none", "shard": False, "steps": 12} | changes
-    (out / "job.json").write_text(json.dumps(job))
+    start(count, "processes_child", job, out)
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def start(count: int, child: str, job: Json, out: Path) -> None:
+    """Run a module of this folder in `count` processes, as torchrun would, until all have ended well."""
+    path = out.parent / f"{out.name}.json"
+    path.write_text(json.dumps(job))
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -46,7 +54,7 @@ def run(base: models.Base, out: Path, count: int, **changes: Any) -> list[Json]:
     }  # fmt: skip
     children = [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.stages.processes_child", str(out / "job.json")],
+            [sys.executable, "-m", f"tests.stages.{child}", str(path)],
             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             cwd=ROOT, stderr=subprocess.PIPE, text=True,
         )
@@ -54,7 +62,6 @@ def run(base: models.Base, out: Path, count: int, **changes: Any) -> list[Json]:
     ]  # fmt: skip
     said = [child.communicate(timeout=400)[1] for child in children]
     assert [child.returncode for child in children] == [0] * count, "\n".join(said)
-    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
 
 
 def series(lines: list[Json], name: str) -> list[Any]:
@@ -111,6 +118,33 @@ def test_a_run_goes_on_with_another_number_of_processes(
 ) -> None:
     run(base, tmp_path, 2, stop_at=5)
     same(run(base, tmp_path, 1), alone[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["dpo", "kto"])
+def test_a_second_phase_by_two_processes_learns_what_one_learns(
+    objective: str, base: models.Base, tmp_path: Path
+) -> None:
+    dataset = dataset_of(tmp_path / "dataset", range(60), range(300, 330))
+    settings = {
+        "learning_rate": 0.005, "epochs": 1, "batch_tokens": 256, "window": 128, "evals": 2, "score_rows": 6,
+        "chat_template": "base", "then": {"objective": objective, "learning_rate": 0.01, "epochs": 2},
+    }  # fmt: skip
+    logs = []
+    for count in (1, 2):
+        out = tmp_path / f"by-{count}"
+        out.mkdir()
+        job = {"base": str(base.path), "dataset": str(dataset), "out": str(out), "settings": settings}
+        start(count, "then_child", job, out)
+        assert json.loads((out / "facts.json").read_text())["training"]["processes"] == count
+        logs.append([json.loads(line) for line in (out / "then_log.jsonl").read_text().splitlines()])
+        assert (out / "then.svg").is_file()
+        assert not (out / "checkpoints").exists()
+    alone, together = logs
+    assert series(together, "rows") == series(alone, "rows")
+    assert series(together, "eval_preference_loss")[-1] < 0.95 * series(together, "eval_preference_loss")[0]
+    for name in ("preference_loss", "grad_norm", "eval_preference_loss"):
+        assert series(together, name)[:12] == pytest.approx(series(alone, name)[:12], rel=1e-3), name
+        assert series(together, name) == pytest.approx(series(alone, name), rel=0.1), name  # rounding adds up
 
 
 @given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 9))
