@@ -23,6 +23,8 @@ from potstill.recipe import Section
 from potstill.records import Example, Json
 from potstill.stage import Noun, Shared, Upstream
 
+from .forecast import forecast
+from .probe import probe as probe  # `check --probe` asks for it by this name
 from .rows import Tokenised, pack_length_for, refuse_nothing_to_learn, tokenise
 
 NOUN: Noun = "adapter"
@@ -58,6 +60,9 @@ class Settings(Section):
     evals: Annotated[int, Field(ge=1, le=100)] = 4
     score_rows: Annotated[int, Field(ge=0)] = 100
     seed: int = 0
+    # To plan by where no card is; they change no result, hence no folder's name.
+    gpu_memory_gib: Annotated[float | None, Field(gt=0, exclude=True)] = None
+    machine_usd_per_hour: Annotated[float | None, Field(ge=0, exclude=True)] = None
 
 
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
@@ -135,6 +140,7 @@ def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
         "supervised_tokens_an_epoch": rows.supervised_tokens,
         "rows_too_long": rows.too_long,
         "pack_length": pack_length_for(rows.rows, settings.window),
+        "forecast": forecast(settings, shared, rows),
         "example": {
             "id": shown.id,
             "spans": [{"learnt": learnt, "text": tokenizer.decode(ids)} for learnt, ids in shown.pieces()],

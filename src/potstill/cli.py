@@ -38,8 +38,11 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--no-track", action="store_true", help="log no run to MLflow for the stages before register"
         )
-    _recipe_command(
-        commands, "check", "validate a recipe and its inputs; show settings, origins, one row, memory", "look:check"
+    check = _recipe_command(
+        commands, "check", "validate a recipe and its inputs; settings, origins, one row, memory", "check:check"
+    )
+    check.add_argument(
+        "--probe", action="store_true", help="run three real training steps: tokens/s, peak, hours, cost"
     )
     _recipe_command(commands, "status", "which folders are finished and which stages would run", "look:status")
 
