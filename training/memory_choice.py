@@ -7,6 +7,8 @@ made by NF4 (where the method allows it), then by checkpointing, and last by mic
 
 from __future__ import annotations
 
+import importlib.util
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -112,9 +114,8 @@ def card_bytes(gpu_memory_gib: float | None) -> int | None:
 
 
 def _free_here() -> int | None:
-    import importlib.util
-
-    if importlib.util.find_spec("torch") is None:
+    """Free bytes of the GPU of this machine; torch is not imported where there can be none."""
+    if shutil.which("nvidia-smi") is None or importlib.util.find_spec("torch") is None:
         return None
     import torch
 

@@ -105,14 +105,15 @@ def peak_bytes() -> int:
         if torch.cuda.is_available():
             free, total = torch.cuda.mem_get_info()
             outside = total - free - torch.cuda.memory_reserved()
-            return int(torch.cuda.max_memory_reserved() + max(outside, 0))
+            return int(torch.cuda.max_memory_reserved()) + max(int(outside), 0)
     status = Path("/proc/self/status")
     if status.exists():
         (line,) = (each for each in status.read_text().splitlines() if each.startswith("VmHWM:"))
         return int(line.split()[1]) * 1024
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    kibibytes = 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * kibibytes
 
 
 if __name__ == "__main__":
