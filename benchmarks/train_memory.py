@@ -12,7 +12,7 @@ import random
 import shutil
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from potstill.records import Example
 from potstill.stage import Shared
 from training.forecast import forecast
 from training.memory import MIB
-from training.probe import STEPS, run_child
+from training.probe import STEPS, measure
 from training.rows import tokenise
 from training.run import Settings, load_student_tokenizer
 
@@ -46,7 +46,6 @@ class Case:
     base: str = PACKAGED
     quick: bool = True
     words: int = 30
-    needs: tuple[str, ...] = field(default=())  # settings that not every version has
 
 
 CASES = [
@@ -55,6 +54,8 @@ CASES = [
     Case("rank 64, 4,096 tokens", {"batch_tokens": 4096, "lora": {"rank": 64, "alpha": 128}}),
     Case("NF4, 1,024 tokens", {"batch_tokens": 1024, "quantization": "nf4"}),
     Case("Gemma 3 270M shape, 1,024 tokens", {"batch_tokens": 1024}, GEMMA),
+    Case("full fine-tuning, 1,024 tokens", {"batch_tokens": 1024, "method": "full", "learning_rate": 1e-5}),
+    Case("DoRA, 1,024 tokens", {"batch_tokens": 1024, "lora": {"rank": 16, "alpha": 32, "variant": "dora"}}),
     Case("rows of 1,000 tokens, 2,048 tokens", {"batch_tokens": 2048, "window": 2048}, words=800, quick=False),
     Case("Qwen3 0.6B shape, 1,024 tokens", {"batch_tokens": 1024}, QWEN, quick=False),
 ]
@@ -87,48 +88,18 @@ def both(case: Case, folder: Path) -> tuple[dict[str, int], Json]:
     data = dataset(folder / "data", rows)
     shared = Shared("memory", {"kind": "classification", "labels": LABELS}, base, folder / "work" / "memory", "")
     tokenizer = load_student_tokenizer(settings, resolve_base(base, shared.cache_dir).path, rows)
-    ahead = forecast(settings, shared, tokenise(tokenizer, rows, settings.window, repeat=True))
+    ahead = forecast(settings, shared, tokenise(tokenizer, rows, settings.window))
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
-    short = {"max_steps": STEPS, "evals": 1, "score_rows": 0}
-    asked = {
-        "settings": settings.model_dump(mode="json") | short,
-        "shared": asdict(shared) | {"work_dir": str(shared.work_dir)},
-        "dataset": str(data),
-        "out": str(out),
-    }
     print(f"{case.name} ...", file=sys.stderr, flush=True)
-    return ahead["memory"], run_child(asked)
+    return ahead["memory"], measure(settings, shared, data, out)
 
 
 def examples(words: int, count: int) -> Iterator[Example]:
     """Rows of so many common words each and a label, the same every time."""
     chooser = random.Random(0)
-    common = [
-        "the",
-        "order",
-        "came",
-        "late",
-        "and",
-        "box",
-        "was",
-        "broken",
-        "so",
-        "I",
-        "want",
-        "my",
-        "money",
-        "back",
-        "please",
-        "tell",
-        "me",
-        "when",
-        "you",
-        "will",
-        "send",
-        "it",
-    ]
+    common = ["the", "order", "came", "late", "and", "box", "was", "broken", "I", "want", "money", "back", "please"]
     for at in range(count):
         text = " ".join(chooser.choice(common) for _ in range(words))
         label = LABELS[at % len(LABELS)]

@@ -1,4 +1,4 @@
-"""The student: a base, quantised or not, with a LoRA adapter on every linear layer."""
+"""The student: a base, quantised or not, with an adapter on every linear layer, or all of its weights to be trained."""
 
 from __future__ import annotations
 
@@ -6,15 +6,29 @@ from pathlib import Path
 from typing import Any, Literal
 
 from potstill import models
+from potstill.progress import say
+
+from .lean import make_lean
+
+Adapter = Literal["lora", "rslora", "dora"]
 
 
 def student(
-    base: Path, *, quantization: Literal["none", "nf4"], rank: int, alpha: int, dropout: float, seed: int
+    base: Path,
+    *,
+    quantization: Literal["none", "nf4"],
+    rank: int,
+    alpha: int,
+    dropout: float,
+    seed: int,
+    variant: Adapter = "lora",
+    lean: bool = True,
 ) -> Any:
     """The base with frozen weights and a fresh adapter (LoRA, Hu et al. 2021; QLoRA, Dettmers et al. 2023).
 
-    The adapter computes in the base's bf16, since a float32 one costs a cast of every activation on a CPU;
-    its float32 master copy lives in the optimiser (see optimizer.py).
+    rsLoRA (Kalajdzievski 2023) scales by alpha / sqrt(rank), DoRA (Liu et al. 2024) learns the magnitude of every
+    output apart. The adapter computes in the base's bf16, since a float32 one costs a cast of every activation on a
+    CPU; its float32 master copy lives in the optimiser (see optimizer.py).
     """
     import peft
     import torch
@@ -26,9 +40,28 @@ def student(
         model = prepare(model, use_gradient_checkpointing=False)
         model = _norms_in_bf16(model)
     config = peft.LoraConfig(
-        r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules="all-linear", task_type="CAUSAL_LM"
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+        use_rslora=variant == "rslora",
+        use_dora=variant == "dora",
     )
-    return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+    model = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+    if lean and not torch.cuda.is_available():
+        make_lean(model)
+        if quantization == "nf4":
+            say("nf4: dequantised once into bf16, the values stay NF4's: on a CPU memory is dearer saved than used")
+    return model
+
+
+def whole(base: Path, *, seed: int) -> Any:
+    """The base with all of its weights to be trained: for models so small that an adapter saves nothing."""
+    import torch
+
+    torch.manual_seed(seed)
+    return models.load_float(base)
 
 
 def _norms_in_bf16(model: Any) -> Any:

@@ -1,6 +1,6 @@
 """Three real steps of a recipe's training in a process of their own: tokens/s, peak memory, hours and cost.
 
-    probe(settings, shared, {"dataset": folder}) -> {"tokens_per_second", "peak_bytes", "hours", "usd", ...}
+    probe(settings, shared, {"dataset": folder}, tokens) -> {"tokens_per_second", "peak_bytes", "hours", "usd", ...}
 
 The child runs the train stage itself with three steps, no scoring and an empty folder that is thrown away, so that
 what is measured is what will run: the same kernels, the same packing, the same memory.
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -30,24 +31,26 @@ STEPS = 3
 MEASURED = "potstill-probe "
 
 
-def probe(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
-    """Figures of three real steps; raises PotstillError with the child's last lines when they fail."""
+def probe(settings: Settings, shared: Shared, upstream: Upstream, tokens: int) -> Json:
+    """Speed and peak of three real steps, and what `tokens` would take and cost; raises PotstillError on a fault."""
     from .forecast import time_and_cost
 
-    shown = settings.model_dump(mode="json")
     with tempfile.TemporaryDirectory(prefix="potstill-probe-") as scratch:
-        asked = {
-            "settings": shown | {"max_steps": STEPS, "evals": 1, "score_rows": 0},
-            "shared": asdict(shared) | {"work_dir": str(shared.work_dir), "recipe_path": None},
-            "dataset": str(upstream["dataset"]),
-            "out": scratch,
-        }
         say(f"probe: {STEPS} real steps")
-        measured = run_child(asked)
-    planned = tokens_of(settings, measured)
-    return (
-        measured | {"steps": STEPS, "tokens": planned} | time_and_cost(settings, planned, measured["tokens_per_second"])
-    )
+        measured = measure(settings, shared, upstream["dataset"], Path(scratch))
+    return measured | {"tokens": tokens} | time_and_cost(settings, tokens, measured["tokens_per_second"])
+
+
+def measure(settings: Settings, shared: Shared, dataset: Path, out: Path) -> Json:
+    """Run the train stage for three steps in a new process; returns tokens/s and the peak that it saw of itself."""
+    short = {"max_steps": STEPS, "evals": 1, "score_rows": 0}
+    asked = {
+        "settings": settings.model_dump(mode="json") | short,
+        "shared": asdict(shared) | {"work_dir": str(shared.work_dir), "recipe_path": None},
+        "dataset": str(dataset),
+        "out": str(out),
+    }
+    return run_child(asked) | {"steps": STEPS}
 
 
 def run_child(asked: Json) -> Json:
@@ -65,13 +68,6 @@ def run_child(asked: Json) -> Json:
     return found
 
 
-def tokens_of(settings: Settings, measured: Json) -> int:
-    """Tokens of the whole training: all epochs, or as many steps as are set."""
-    if settings.max_steps is not None:
-        return round(settings.max_steps * measured["tokens_a_step"])
-    return round(measured["tokens_an_epoch"] * settings.epochs)
-
-
 def main() -> None:
     """The child: trains by what stands on standard input, prints one line of figures."""
     from . import run
@@ -81,19 +77,17 @@ def main() -> None:
     out = Path(asked["out"])
     settings = run.Settings.model_validate(asked["settings"])
     given = Shared(**(shared | {"work_dir": Path(shared["work_dir"])}))
-    facts: Json = {}
     with contextlib.suppress(NothingLearned):  # three steps of warm-up need not learn; the log has their times
-        facts = run.main(settings, given, {"dataset": Path(asked["dataset"])}, out)["training"]
-    print(MEASURED + json.dumps(figures(out / "trainer_log.jsonl", facts) | {"peak_bytes": peak_bytes()}))
+        run.main(settings, given, {"dataset": Path(asked["dataset"])}, out)
+    found = {"tokens_per_second": speed(out / "trainer_log.jsonl"), "peak_bytes": peak_bytes()}
+    print(MEASURED + json.dumps(found))
 
 
-def figures(log: Path, facts: Json) -> Json:
-    """Speed from the training's own facts."""
-    return {
-        "tokens_per_second": facts["tokens_per_second"],
-        "tokens_an_epoch": facts["tokens_an_epoch"],
-        "tokens_a_step": facts["tokens_an_epoch"] / facts["blocks"],
-    }
+def speed(log: Path) -> float:
+    """Tokens a second of the middle step, from the log that training keeps (the first, which warms up, left out)."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    found = [float(line["tokens_per_second"]) for line in lines if "tokens_per_second" in line]
+    return statistics.median(found[1:] or found)
 
 
 def peak_bytes() -> int:

@@ -1,13 +1,7 @@
-"""Examples as token rows: what is not learnt (prompts) and what is (answers, or every assistant turn), packed.
-
-Packing puts whole rows behind each other into blocks of `pack_length` (best fit decreasing, as in Krell et al. 2021);
-position ids restart with every row, from which the attention mask keeps the rows apart.
-"""
+"""Examples as token rows: what is not learnt (prompts) and what is (answers, or every assistant turn)."""
 
 from __future__ import annotations
 
-import random
-from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,12 +18,13 @@ IGNORED = -100  # the label that the loss leaves out
 class Row:
     """One training row: its example's id, its token ids, and the spans of them that are learnt (in order, apart).
 
-    No span starts at 0: in a block the token before a row belongs to another row, which must not predict it.
+    No span starts at 0: the token before a row belongs to another row, which must not predict it.
     """
 
     id: str
     token_ids: list[int]
     learnt: tuple[Span, ...]
+    weight: float = 1.0
 
     @property
     def labels(self) -> list[int]:
@@ -72,8 +67,8 @@ class Tokenised:
         return sum(row.supervised_tokens for row in self.rows)
 
 
-def tokenise(tokenizer: Any, examples: Sequence[Example], window: int, *, repeat: bool) -> Tokenised:
-    """Token rows of examples; with `repeat`, a row of weight 3 stands three times. `window` in tokens.
+def tokenise(tokenizer: Any, examples: Sequence[Example], window: int) -> Tokenised:
+    """Token rows of examples, each with its example's weight. `window` in tokens.
 
     Raises ParityMismatch for a whole conversation whose earlier turns the chat template rewrites.
     """
@@ -83,7 +78,7 @@ def tokenise(tokenizer: Any, examples: Sequence[Example], window: int, *, repeat
         if len(row.token_ids) > window:
             too_long.append(example.id)
             continue
-        rows += [row] * (max(1, round(example.weight)) if repeat else 1)
+        rows.append(row)
     return Tokenised(rows, too_long)
 
 
@@ -92,9 +87,9 @@ def _row(tokenizer: Any, example: Example) -> Row:
         whole = chat.conversation(
             tokenizer, example.messages, example.tools, example.answer, name=f"example {example.id}"
         )
-        return Row(example.id, whole.token_ids, whole.learnt)
+        return Row(example.id, whole.token_ids, whole.learnt, example.weight)
     prompt, answer = chat.prompt_and_completion(tokenizer, example.messages, example.tools, example.answer)
-    return Row(example.id, prompt + answer, ((len(prompt), len(prompt) + len(answer)),))
+    return Row(example.id, prompt + answer, ((len(prompt), len(prompt) + len(answer)),), example.weight)
 
 
 def refuse_nothing_to_learn(tokenised: Tokenised, window: int) -> None:
@@ -104,56 +99,3 @@ def refuse_nothing_to_learn(tokenised: Tokenised, window: int) -> None:
             f"no supervised token: {len(tokenised.rows)} rows fit into train.window {window} and "
             f"{len(tokenised.too_long)} are longer; raise train.window or shorten the prompts"
         )
-
-
-def pack_length_for(rows: Sequence[Row], window: int) -> int:
-    """The block length: twice the longest row, in steps of 64, at most the window, at least 128.
-
-    Short blocks keep attention (which grows with the square) cheap; twice the longest still packs to over 95 %.
-    """
-    longest = max(len(row.token_ids) for row in rows)
-    return min(max(128, -(-2 * longest // 64) * 64), max(window, -(-longest // 64) * 64))
-
-
-def pack(rows: Sequence[Row], length: int) -> list[list[Row]]:
-    """Rows put into blocks of `length` tokens: longest first, each into the fullest block that still takes it."""
-    blocks: list[list[Row]] = []
-    room: list[tuple[int, int]] = []  # (tokens free, block), kept sorted
-    for row in sorted(rows, key=lambda each: -len(each.token_ids)):
-        need = len(row.token_ids)
-        at = bisect_left(room, (need, -1))
-        if at == len(room):
-            blocks.append([row])
-            free, block = length - need, len(blocks) - 1
-        else:
-            free, block = room.pop(at)
-            blocks[block].append(row)
-            free -= need
-        insort(room, (free, block))
-    return blocks
-
-
-def block_columns(block: Sequence[Row], length: int, pad: int) -> dict[str, list[int]]:
-    """`input_ids`, `labels` and `position_ids` of one block, each `length` long; padding is a row of its own."""
-    ids = [token for row in block for token in row.token_ids]
-    labels = [label for row in block for label in row.labels]
-    positions = [at for row in block for at in range(len(row.token_ids))]
-    rest = length - len(ids)
-    return {
-        "input_ids": ids + [pad] * rest,
-        "labels": labels + [IGNORED] * rest,
-        "position_ids": positions + list(range(rest)),
-    }
-
-
-def make_blocks(rows: Sequence[Row], length: int, seed: int) -> list[list[Row]]:
-    """Blocks in shuffled order. Rows are shuffled within windows before packing so that like lengths do not clump."""
-    shuffler = random.Random(seed)
-    order = list(rows)
-    shuffler.shuffle(order)
-    packed: list[list[Row]] = []
-    step = 4096
-    for start in range(0, len(order), step):
-        packed += pack(order[start : start + step], length)
-    shuffler.shuffle(packed)
-    return packed

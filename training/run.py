@@ -25,7 +25,7 @@ from potstill.stage import Noun, Shared, Upstream
 
 from .forecast import forecast
 from .probe import probe as probe  # `check --probe` asks for it by this name
-from .rows import Tokenised, pack_length_for, refuse_nothing_to_learn, tokenise
+from .rows import Tokenised, refuse_nothing_to_learn, tokenise
 
 NOUN: Noun = "adapter"
 NEEDS: tuple[Noun, ...] = ("dataset",)
@@ -38,12 +38,13 @@ class Lora(Section):
     rank: Annotated[int, Field(ge=1, le=512)] = 16
     alpha: Annotated[int, Field(ge=1)] = 32
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    variant: Literal["lora", "rslora", "dora"] = "lora"
 
 
 class Settings(Section):
     """Section `train` of a recipe. Lengths are in tokens."""
 
-    method: Literal["qlora", "lora"] = "qlora"
+    method: Literal["qlora", "lora", "full"] = "qlora"
     quantization: Literal["auto", "none", "nf4"] = "auto"
     chat_template: Literal["auto", "base", "chatml"] = "auto"
     lora: Lora = Lora()
@@ -55,10 +56,14 @@ class Settings(Section):
     epochs: Annotated[float, Field(gt=0, le=100)] = 2.0
     max_steps: Annotated[int, Field(ge=1)] | None = None
     batch_tokens: Annotated[int, Field(ge=64)] = 1024
+    micro_tokens: Annotated[int, Field(ge=64)] = 4096
     window: Annotated[int, Field(ge=32)] = 1024
     packing: bool = True
     evals: Annotated[int, Field(ge=1, le=100)] = 4
     score_rows: Annotated[int, Field(ge=0)] = 100
+    patience: Annotated[int, Field(ge=1)] | None = None
+    checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
+    checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
     seed: int = 0
     # To plan by where no card is; they change no result, hence no folder's name.
     gpu_memory_gib: Annotated[float | None, Field(gt=0, exclude=True)] = None
@@ -78,9 +83,9 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
 
     base = resolve_base(shared.base_model, shared.cache_dir)
     tokenizer = load_student_tokenizer(settings, base.path, train)
-    rows = tokenise(tokenizer, train, settings.window, repeat=True)
+    rows = tokenise(tokenizer, train, settings.window)
     refuse_nothing_to_learn(rows, settings.window)
-    held = tokenise(tokenizer, validation, settings.window, repeat=False)
+    held = tokenise(tokenizer, validation, settings.window)
 
     write_contract(shared, settings, dataset, tokenizer, train, rows, out)
     tokenizer.save_pretrained(out / "tokenizer")
@@ -131,7 +136,7 @@ def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
     base = resolve_base(shared.base_model, shared.cache_dir)
     train = read_examples(upstream["dataset"], "train")
     tokenizer = load_student_tokenizer(settings, base.path, train)
-    rows = tokenise(tokenizer, train, settings.window, repeat=True)
+    rows = tokenise(tokenizer, train, settings.window)
     refuse_nothing_to_learn(rows, settings.window)
     shown = max(rows.rows, key=lambda row: len(row.learnt))
     return {
@@ -139,7 +144,6 @@ def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
         "tokens_an_epoch": rows.tokens,
         "supervised_tokens_an_epoch": rows.supervised_tokens,
         "rows_too_long": rows.too_long,
-        "pack_length": pack_length_for(rows.rows, settings.window),
         "forecast": forecast(settings, shared, rows),
         "example": {
             "id": shown.id,

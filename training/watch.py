@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import resource
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from potstill.errors import NothingLearned
 from potstill.progress import Progress, say
 from potstill.records import Json
 
-KEPT = (
-    "loss",
-    "grad_norm",
-    "learning_rate",
-    "eval_loss",
-    "eval_score",
-    "mean_token_accuracy",
-    "eval_mean_token_accuracy",
-)
+from .packing import Unit
+
 FLAT_SHARE = 0.02  # a run whose loss falls by less than this share has learnt nothing worth an evaluation
 
 
@@ -34,12 +28,6 @@ def machine_figures() -> Json:
     }
 
 
-def last_checkpoint(folder: Path) -> Path | None:
-    """The newest complete checkpoint: its trainer state is the last file that the trainer writes."""
-    whole = [path for path in folder.glob("checkpoint-*") if (path / "trainer_state.json").is_file()]
-    return max(whole, key=lambda path: int(path.name.partition("-")[2]), default=None)
-
-
 def refuse_not_finite(values: Json) -> None:
     """Raise NothingLearned on a loss or gradient norm that is no number."""
     for name in ("loss", "grad_norm", "eval_loss"):
@@ -50,86 +38,114 @@ def refuse_not_finite(values: Json) -> None:
             )
 
 
-class Watch:
-    """Collects losses; `callback` plugs into the trainer, `verdict` judges the finished run."""
+def rows_digest(units: Sequence[Unit]) -> str:
+    """Sixteen hex digits of which rows a step learnt from, in their order."""
+    return hashlib.sha256("\n".join(unit.id for unit in units).encode()).hexdigest()[:16]
 
-    def __init__(self, log: Path, steps: int, tokens_a_step: float) -> None:
-        self.log = log
-        self.tokens_a_step = tokens_a_step
+
+class Watch:
+    """Collects what happens in a phase of training; `verdict` judges the finished one.
+
+    `log` gets one JSON object a step or evaluation, `live` the same as it happens. `flops` is what a token and a
+    learnt token cost, `peak_flops` what the machine's own matrix product gives a second.
+    """
+
+    def __init__(
+        self,
+        log: Path,
+        steps: int,
+        *,
+        flops: tuple[float, float] = (0.0, 0.0),
+        peak_flops: float = 0.0,
+        live: Callable[[Json], None] | None = None,
+    ) -> None:
+        self.log, self.live = log, live
+        self.flops, self.peak_flops = flops, peak_flops
         self.progress = Progress("train", steps, "steps")
         self.losses: list[float] = []
         self.eval_losses: list[float] = []
         self.grad_norms: list[float] = []
-        self.scores: list[tuple[int, float]] = []
-        self.train_seconds = self.started = 0.0
-        self.steps_done = 0
+        self.evaluations: list[Json] = []
+        self.seconds = self._started = 0.0
+        self.tokens = self.learnt_tokens = 0
 
-    def callback(self) -> Any:
-        from transformers import TrainerCallback
+    def begin(self, step: int) -> None:
+        self.progress.done = step
+        self._started = time.perf_counter()
 
-        watch = self
+    def step(self, step: int, units: Sequence[Unit], values: Json) -> None:
+        """Take up a finished step: its units, loss, gradient norm, learning rate and further figures."""
+        took = time.perf_counter() - self._started
+        tokens = sum(unit.tokens for unit in units)
+        learnt = sum(row.supervised_tokens for unit in units for row in unit.rows)
+        self.seconds += took
+        self.tokens += tokens
+        self.learnt_tokens += learnt
+        refuse_not_finite(values | {"step": step})
+        self._take({"step": step, **values, "rows": rows_digest(units), "tokens_per_second": round(tokens / took, 1)})
+        self.progress.advance(note=self.note())
 
-        class Callback(TrainerCallback):
-            """Reports what the trainer does; raises NothingLearned on a value that is no number."""
-
-            def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                watch.recall(state.log_history)
-                watch.progress.done = state.global_step
-
-            def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                watch.started = time.perf_counter()
-
-            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                watch.train_seconds += time.perf_counter() - watch.started
-                watch.steps_done += 1
-                watch.progress.advance(note=watch.note())
-
-            def on_log(self, args: Any, state: Any, control: Any, logs: Json | None = None, **_: Any) -> None:
-                values = {"step": state.global_step} | {key: logs[key] for key in KEPT if logs and key in logs}
-                refuse_not_finite(values)
-                if len(values) > 1:
-                    watch.take(values)
-
-        return Callback()
-
-    def take(self, values: Json) -> None:
-        """Remember one set of figures and append it to the log."""
-        with self.log.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(values | machine_figures() | {"time": round(time.time(), 3)}) + "\n")
-        self._remember(values)
+    def evaluated(self, step: int, values: Json) -> None:
+        """Take up an evaluation on held-out rows."""
+        self._take({"step": step, **values})
+        text = f"step {step}: validation loss {values['eval_loss']:.4f}"
         if "eval_score" in values:
-            loss, score = self.eval_losses[-1], values["eval_score"]
-            say(f"step {values['step']}: validation loss {loss:.4f}, task score {score:.3f}")
+            text += f", task score {values['eval_score']:.3f}"
+        if "eval_score_low" in values:
+            text += f" [{values['eval_score_low']:.3f}, {values['eval_score_high']:.3f}]"
+        say(text)
+
+    def _take(self, values: Json) -> None:
+        line = values | machine_figures() | {"time": round(time.time(), 3)}
+        with self.log.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps(line) + "\n")
+        self._remember(values)
+        if self.live is not None:
+            self.live(line)
 
     def _remember(self, values: Json) -> None:
         if "loss" in values:
             self.losses.append(values["loss"])
-        if "grad_norm" in values:
             self.grad_norms.append(values["grad_norm"])
         if "eval_loss" in values:
             self.eval_losses.append(values["eval_loss"])
-        if "eval_score" in values:
-            self.scores.append((values["step"], values["eval_score"]))
+            self.evaluations.append(values)
 
-    def recall(self, history: list[Json]) -> None:
-        """Take up the figures of the steps before a resume; the log keeps lines up to the checkpoint only."""
-        for values in history:
-            self._remember(values)
-        step = history[-1].get("step", 0) if history else 0
-        if self.log.is_file():
-            kept = [line for line in self.log.read_text().splitlines() if json.loads(line)["step"] <= step]
-            self.log.write_text("".join(line + "\n" for line in (kept if history else [])))
+    def recall(self, step: int | None) -> None:
+        """Take up the log as far as the checkpoint that is gone on from; drop what came after it (None: everything).
+
+        A line that a kill cut short is dropped too.
+        """
+        kept = []
+        if self.log.is_file() and step is not None:
+            for line in self.log.read_text(encoding="utf-8").splitlines():
+                try:
+                    values = json.loads(line)
+                except ValueError:
+                    continue
+                if values["step"] <= step:
+                    kept.append(line)
+                    self._remember(values)
+        self.log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def tokens_per_second(self) -> float:
-        """Real (unpadded) tokens a second of training steps, evaluations apart."""
-        return self.steps_done * self.tokens_a_step / max(self.train_seconds, 1e-9)
+        """Real tokens a second of training steps, evaluations and checkpoints apart."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+    def share_of_peak(self) -> float | None:
+        """Share of the machine's own matrix product that the steps have used; None where it was not measured."""
+        if not self.peak_flops or not self.seconds:
+            return None
+        used = self.tokens * self.flops[0] + self.learnt_tokens * self.flops[1]
+        return used / self.seconds / self.peak_flops
 
     def note(self) -> str:
-        loss = f", loss {self.losses[-1]:.4f}" if self.losses else ""
-        return f"{self.tokens_per_second():,.0f} tokens/s{loss}"
+        share = self.share_of_peak()
+        of_peak = f" ({share:.0%} of this machine's matrix product)" if share is not None else ""
+        return f"{self.tokens_per_second():,.0f} tokens/s{of_peak}, loss {self.losses[-1]:.4f}"
 
     def verdict(self) -> Json:
-        """The run's figures; raises NothingLearned when the loss is flat or no gradient ever flowed."""
+        """The phase's figures; raises NothingLearned when the loss is flat or no gradient ever flowed."""
         if self.grad_norms and max(self.grad_norms) == 0:
             raise NothingLearned("every gradient was zero: the adapter is not connected to the loss")
         if len(self.eval_losses) >= 2:
@@ -143,12 +159,16 @@ class Watch:
                 f"nothing learned: {what} {first:.4f} at the start, {last:.4f} at best; "
                 "check the answers, raise train.learning_rate or train.epochs"
             )
+        share = self.share_of_peak()
+        scored = [each for each in self.evaluations if "eval_score" in each]
         return {
             "steps": len(self.losses),
             "loss_first": self.losses[0],
             "loss_last": self.losses[-1],
             "eval_losses": self.eval_losses,
-            "scores": self.scores,
+            "scores": [(each["step"], each["eval_score"]) for each in scored],
+            "best_score": max((each["eval_score"] for each in scored), default=None),
             "tokens_per_second": round(self.tokens_per_second(), 1),
-            "train_seconds": round(self.train_seconds, 1),
+            "share_of_matrix_product": None if share is None else round(share, 3),
+            "train_seconds": round(self.seconds, 1),
         }

@@ -22,7 +22,9 @@ from potstill.stage import Shared
 from potstill.tasks import ToolCalls
 from tests.stages.tiny_llama import gguf_of, tiny_base
 from training import run
-from training.rows import IGNORED, block_columns, tokenise
+from training.batch import Batch
+from training.packing import Unit
+from training.rows import IGNORED, tokenise
 
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object"}}}]
 REASONING = (  # as Qwen 3 and others do: what stands before </think> goes once the user speaks again
@@ -77,7 +79,7 @@ def learnt_texts(tokenizer: Any, row: Any) -> list[str]:
 
 
 def test_mask_decodes_to_every_assistant_turn_with_its_end_and_nothing_else(tokenizer: Any) -> None:
-    (row,) = tokenise(tokenizer, [example(TALK, "Done.")], 4096, repeat=False).rows
+    (row,) = tokenise(tokenizer, [example(TALK, "Done.")], 4096).rows
     assert learnt_texts(tokenizer, row) == [
         "Who are you?<|im_end|>",
         '<tool_call>{"name": "look", "arguments": {"name": "Ann", "n": 1.5}}</tool_call><|im_end|>',
@@ -94,7 +96,7 @@ def test_mask_decodes_to_every_assistant_turn_with_its_end_and_nothing_else(toke
 
 
 def test_learn_answer_gives_the_rows_that_it_always_gave(tokenizer: Any) -> None:
-    (row,) = tokenise(tokenizer, [example(TALK, "Done.", "answer")], 4096, repeat=False).rows
+    (row,) = tokenise(tokenizer, [example(TALK, "Done.", "answer")], 4096).rows
     prompt, answer = chat.prompt_and_completion(tokenizer, TALK, TOOLS, "Done.")
     assert row.token_ids == prompt + answer
     assert row.labels == [IGNORED] * len(prompt) + answer
@@ -102,7 +104,7 @@ def test_learn_answer_gives_the_rows_that_it_always_gave(tokenizer: Any) -> None
 
 def test_opening_assistant_turn_is_not_learnt(tokenizer: Any) -> None:
     talk = [said("Hello!"), user("hi"), said("Yes?"), user("bye")]
-    (row,) = tokenise(tokenizer, [example(talk, "Bye.")], 4096, repeat=False).rows
+    (row,) = tokenise(tokenizer, [example(talk, "Bye.")], 4096).rows
     assert learnt_texts(tokenizer, row) == ["Yes?<|im_end|>", "Bye.<|im_end|>"]
     assert row.labels[0] == IGNORED
 
@@ -136,7 +138,7 @@ def test_rows_of_every_turn_and_the_whole_row_learn_the_same_tokens_after_the_sa
             example(row.messages, task.text_of(row.answer), learn, row.id)
             for row, learn in rows_of(exchanges, turns, task)[0]
         ]
-        rows = tokenise(tokenizer, examples, 10**6, repeat=False).rows
+        rows = tokenise(tokenizer, examples, 10**6).rows
         return {(tuple(row.token_ids[:a]), tuple(row.token_ids[a:b])) for row in rows for a, b in row.learnt}
 
     assert spans("every") == spans("whole")
@@ -162,16 +164,16 @@ def test_template_that_rewrites_history_is_refused_with_the_way_out(
     other.chat_template = template
     talk = [user("a"), earlier, user("b")]
     with pytest.raises(ParityMismatch, match=rf"example e: the chat template {says}.*distill\.turns: every"):
-        tokenise(other, [example(talk, "Bye.")], 4096, repeat=False)
-    assert tokenise(other, [example(talk, "Bye.", "answer")], 4096, repeat=False).rows
+        tokenise(other, [example(talk, "Bye.")], 4096)
+    assert tokenise(other, [example(talk, "Bye.", "answer")], 4096).rows
 
 
 def test_rows_of_conversations_pack_as_others_do(tokenizer: Any) -> None:
-    rows = tokenise(tokenizer, [example(TALK, "Done."), example([user("a")], "b", "answer")], 4096, repeat=False).rows
-    length = sum(len(row.token_ids) for row in rows) + 3
-    columns = block_columns(rows, length, 0)
-    assert columns["labels"] == [*rows[0].labels, *rows[1].labels, *[IGNORED] * 3]
-    assert all(columns["labels"][at] == IGNORED for at, place in enumerate(columns["position_ids"]) if place == 0)
+    rows = tokenise(tokenizer, [example(TALK, "Done."), example([user("a")], "b", "answer")], 4096).rows
+    batch = Batch.of([Unit(row.id, (row,)) for row in rows])
+    assert batch.targets.tolist() == [label for row in rows for label in row.labels if label != IGNORED]
+    following = batch.position_ids[0][batch.learnt_at + 1]
+    assert bool((following > 0).all())  # no row's first token is predicted by the row before
 
 
 def test_chatml_with_calls_renders_in_the_engine_as_in_training(base: Any, tokenizer: Any, tmp_path: Path) -> None:
@@ -209,7 +211,7 @@ def test_training_learns_from_whole_conversations(base: Any, tmp_path: Path) -> 
     assert learnt["loss_last"] < 0.6 * learnt["loss_first"]
     found = chat.load_tokenizer(out / "tokenizer")
     assert found.chat_template == chat.CHATML_CALLS
-    tokenised = tokenise(found, rows[:20], 256, repeat=True)
+    tokenised = tokenise(found, rows[:20], 256)
     assert learnt["supervised_tokens_an_epoch"] == tokenised.supervised_tokens
     assert Contract.read(out).max_tokens >= max(row.longest_turn for row in tokenised.rows)
 

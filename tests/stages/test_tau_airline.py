@@ -69,7 +69,7 @@ def successful(exchanges: list[Exchange]) -> list[Exchange]:
 
 def assert_mask_covers_exactly_the_assistants_turns(tokenizer: Any, examples: list[Example]) -> int:
     """For every row, the learnt pieces as text against the turns of its messages; returns how many turns there were."""
-    rows = tokenise(tokenizer, examples, 10**6, repeat=False).rows
+    rows = tokenise(tokenizer, examples, 10**6).rows
     turns = 0
     for row, example in zip(rows, examples, strict=True):
         earlier = [ToolCalls().text_of(each) for each in example.messages if each["role"] == "assistant"]

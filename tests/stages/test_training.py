@@ -13,8 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from potstill import chat, models
 from potstill.contract import Contract
@@ -26,8 +24,8 @@ from potstill.records import Example
 from potstill.stage import Shared
 from tests.stages.tiny_llama import tiny_base
 from training import run
-from training.optimizer import MasterAdamW
-from training.rows import IGNORED, Row, block_columns, make_blocks, pack, pack_length_for, tokenise
+from training.optimizer import MasterAdamW, learning_rate
+from training.rows import IGNORED, tokenise
 from training.watch import refuse_not_finite
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -134,7 +132,7 @@ def test_killed_run_resumes_with_the_same_losses(
         if (
             (out / "trainer_log.jsonl").is_file()
             and len(losses(out)) >= half
-            and any(out.glob("checkpoints/*/trainer_state.json"))
+            and any(out.glob("checkpoints/step-*/manifest.json"))
         ):
             break
         time.sleep(0.002)
@@ -150,7 +148,7 @@ def test_first_loss_is_the_token_mean_over_answers_alone(
 ) -> None:
     """TRL's fused loss over our blocks, against plain cross-entropy over the same rows one by one."""
     tokenizer = chat.load_tokenizer(base.path)
-    tokenised = tokenise(tokenizer, [example(at) for at in range(300, 315)], 128, repeat=False)
+    tokenised = tokenise(tokenizer, [example(at) for at in range(300, 315)], 128)
     model = models.load_float(base.path, dtype="float32").eval()
     total = count = 0.0
     for row in tokenised.rows:
@@ -160,24 +158,6 @@ def test_first_loss_is_the_token_mean_over_answers_alone(
         count += int((labels != IGNORED).sum())
     first = adapter[1]["training"]["eval_losses"][0]
     assert first == pytest.approx(total / count, rel=0.02)  # one computes in bf16, the other in float32
-
-
-def test_packed_rows_do_not_see_each_other(base: models.Base) -> None:
-    tokenizer = chat.load_tokenizer(base.path)
-    rows = tokenise(tokenizer, [example(at) for at in range(4)], 128, repeat=False).rows
-    model = models.load_float(base.path, dtype="float32").eval()
-    length = sum(len(row.token_ids) for row in rows) + 5
-    columns = block_columns(rows, length, tokenizer.pad_token_id)
-    with torch.no_grad():
-        ids, positions = (torch.tensor([columns[name]] * 2) for name in ("input_ids", "position_ids"))
-        # without a cache, as TRL's trainer calls it: with one, transformers does not look for packed rows
-        packed = model(input_ids=ids, position_ids=positions, use_cache=False).logits[1]
-        start = 0
-        for row in rows:
-            alone = model(input_ids=torch.tensor([row.token_ids])).logits[0]
-            there = packed[start : start + len(row.token_ids)]
-            assert torch.allclose(there, alone, atol=1e-4), f"row {row.id} differs by {(there - alone).abs().max()}"
-            start += len(row.token_ids)
 
 
 def test_packing_does_not_change_what_is_learnt(base: models.Base, dataset: Path, tmp_path: Path) -> None:
@@ -218,37 +198,6 @@ def test_what_is_no_number_stops_the_run(name: str, value: float) -> None:
         refuse_not_finite({"step": 3, name: value})
 
 
-def test_weights_repeat_rows_in_training_only(base: models.Base) -> None:
-    tokenizer = chat.load_tokenizer(base.path)
-    weighted = [example(0, weight=3.0), example(1)]
-    assert [row.id for row in tokenise(tokenizer, weighted, 128, repeat=True).rows] == ["e0"] * 3 + ["e1"]
-    assert [row.id for row in tokenise(tokenizer, weighted, 128, repeat=False).rows] == ["e0", "e1"]
-
-
-lengths = st.lists(st.integers(min_value=2, max_value=100), min_size=1, max_size=60)
-
-
-@given(lengths, st.integers(min_value=0, max_value=5))
-@settings(deadline=None, max_examples=60)
-def test_packing_keeps_every_row_once_and_within_its_block(sizes: list[int], seed: int) -> None:
-    rows = [Row(f"r{at}", list(range(size)), ((1, size),)) for at, size in enumerate(sizes)]
-    length = pack_length_for(rows, 128)
-    blocks = make_blocks(rows, length, seed)
-    assert sorted(row.id for block in blocks for row in block) == sorted(row.id for row in rows)
-    for block in blocks:
-        columns = block_columns(block, length, 0)
-        assert all(len(column) == length for column in columns.values())
-        starts = [at for at, position in enumerate(columns["position_ids"]) if position == 0]
-        assert len(starts) in (len(block), len(block) + 1)  # padding, if any, is a row of its own
-
-
-@given(lengths)
-@settings(deadline=None, max_examples=60)
-def test_packing_needs_at_most_twice_the_least_blocks(sizes: list[int]) -> None:
-    rows = [Row(f"r{at}", list(range(size)), ((1, size),)) for at, size in enumerate(sizes)]
-    assert len(pack(rows, 128)) <= max(1, 2 * -(-sum(sizes) // 128))
-
-
 def test_optimiser_is_adamw_in_float32_whatever_the_weights_compute_in() -> None:
     start = torch.randn(8, 8)
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
@@ -259,19 +208,49 @@ def test_optimiser_is_adamw_in_float32_whatever_the_weights_compute_in() -> None
     for seed in range(20):
         gradient = torch.randn(8, 8, generator=torch.Generator().manual_seed(seed))
         ours.grad, theirs.grad, low.grad = gradient.clone(), gradient.clone(), torch.ones(8, 8, dtype=torch.bfloat16)
-        mine.step(), reference.step(), halved.step()
+        mine.gather(), halved.gather()
+        mine.step(1e-3, 1e9), reference.step(), halved.step(1e-5, 1e9)
     assert torch.allclose(ours, theirs, atol=1e-7)
-    moved = (start.to(torch.bfloat16).float() - halved.state[low]["master"]).mean().item()
+    moved = (start.to(torch.bfloat16).float().reshape(-1) - halved.state()["master"]).mean().item()
     assert moved == pytest.approx(20e-5, rel=0.01)  # updates that bf16 alone would have rounded away
 
 
-def test_optimiser_state_comes_back_in_float32() -> None:
+def test_a_gradient_longer_than_the_limit_is_scaled_as_torch_scales_it() -> None:
+    weight, theirs = torch.nn.Parameter(torch.zeros(4)), torch.nn.Parameter(torch.zeros(4))
+    ours, reference = MasterAdamW([weight], lr=0.1), torch.optim.AdamW([theirs], lr=0.1, weight_decay=0.0)
+    for size in (30.0, 0.2):
+        weight.grad, theirs.grad = torch.arange(4.0) * size, torch.arange(4.0) * size
+        ours.gather()
+        norm = ours.step(0.1, 1.0)
+        assert norm == pytest.approx(float(torch.nn.utils.clip_grad_norm_([theirs], 1.0)))
+        reference.step()
+    assert torch.allclose(weight, theirs, atol=1e-6)
+
+
+def test_optimiser_state_comes_back_in_float32_and_moves_the_weights_with_it() -> None:
     weight = torch.nn.Parameter(torch.randn(4, dtype=torch.bfloat16))
     first = MasterAdamW([weight], lr=1e-3)
-    weight.grad = torch.ones_like(weight)
-    first.step()
-    second = MasterAdamW([weight], lr=1e-3)
-    second.load_state_dict(first.state_dict())
-    for name, value in first.state[weight].items():
-        assert second.state[weight][name].dtype == torch.float32
-        assert torch.equal(second.state[weight][name], value)
+    for _ in range(3):
+        weight.grad = torch.ones_like(weight)
+        first.gather()
+        first.step(1e-3, 1.0)
+    other = torch.nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))
+    second = MasterAdamW([other], lr=1e-3)
+    second.load_state(first.state())
+    assert torch.equal(other, weight)
+    for each, parameter in ((first, weight), (second, other)):
+        parameter.grad = torch.full_like(parameter, 0.5)
+        each.gather()
+        each.step(1e-3, 1.0)
+    for name, value in first.state().items():
+        assert second.state()[name].dtype == torch.float32
+        assert torch.equal(second.state()[name], value)
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant_with_warmup"])
+def test_the_rate_rises_to_its_peak_and_never_past_it(schedule: Any) -> None:
+    rates = [learning_rate(at, 100, peak=1e-3, warmup_share=0.1, schedule=schedule) for at in range(100)]
+    assert rates[:10] == sorted(rates[:10])
+    assert max(rates) == rates[10] == 1e-3
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == 1e-3 if schedule == "constant_with_warmup" else rates[-1] < 5e-5

@@ -62,7 +62,7 @@ def training_ahead(recipe: Recipe, module: Any, dataset: Manifest | None, *, pro
     upstream: Upstream = {"dataset": shared.work_dir / f"dataset-{dataset.key}"}
     ahead: Json = module.preview(settings, shared, upstream)
     ahead["rows_dropped_before"] = dict(dataset.facts.get("rejections", {}))
-    ahead["probe"] = module.probe(settings, shared, upstream) if probe else None
+    ahead["probe"] = module.probe(settings, shared, upstream, ahead["forecast"]["tokens"]) if probe else None
     return ahead
 
 

@@ -1,0 +1,258 @@
+"""The training loop, top to bottom: a step, its evaluation, its checkpoint.
+
+Everything that a step depends on is in the checkpoint or a function of the step's number: the weights and moments, the
+random states, and which rows it learns from (packing.py). A run that is killed anywhere goes on with the same rows
+and, on a CPU, the same bits.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill.progress import say
+from potstill.records import Json
+
+from . import checkpoints
+from .batch import Batch, token_scores
+from .objectives import Objective
+from .optimizer import MasterAdamW, Schedule, learning_rate
+from .packing import Stream, Unit, micro_batches
+from .scoring import Score
+from .watch import Watch, refuse_not_finite
+
+LOSS_SHARE = 0.01  # of the validation loss in what the best is chosen by: it decides between equal scores
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a phase of training goes on. Lengths in tokens; `evals` is how often it is evaluated, `patience` in evals."""
+
+    learning_rate: float
+    schedule: Schedule
+    warmup_share: float
+    weight_decay: float
+    max_grad_norm: float
+    micro_tokens: int
+    evals: int
+    patience: int | None
+    checkpoint_minutes: float
+    checkpoint_steps: int | None
+    paged_8bit: bool = False
+
+
+@dataclass(slots=True)
+class Progressed:
+    """What a checkpoint remembers beside weights and random states. `stale`: evaluations since the best."""
+
+    step: int = 0
+    best: float | None = None
+    best_step: int = 0
+    stale: int = 0
+    stopped: bool = False
+
+
+def train(
+    model: Any,
+    objective: Objective,
+    stream: Stream,
+    held: Sequence[Unit],
+    plan: Plan,
+    watch: Watch,
+    folder: Path,
+    score: Callable[[], Score | None] = lambda: None,
+) -> Progressed:
+    """Train the model's free parameters and leave the best ones in it; `folder` holds the checkpoints.
+
+    Raises NothingLearned on a loss or gradient that is no number, and KeyboardInterrupt, after a checkpoint, when the
+    process is asked to end.
+    """
+    model.train()
+    optimizer = MasterAdamW(
+        model.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, paged_8bit=plan.paged_8bit
+    )
+    done = resume(folder, optimizer, watch)
+    objective.prepare(model, [*stream.units, *held], folder)
+    every = max(1, stream.steps // plan.evals)
+    saved = time.monotonic()
+    with asked_to_end() as ending:
+        if done.step == 0:
+            evaluate(model, objective, held, plan, watch, score, done, folder)
+        while done.step < stream.steps and not done.stopped:
+            watch.begin(done.step)
+            units = stream.step(done.step)
+            loss, extra = gradient(model, objective, units, plan.micro_tokens)
+            rate = learning_rate(
+                done.step, stream.steps, peak=plan.learning_rate, warmup_share=plan.warmup_share, schedule=plan.schedule
+            )
+            optimizer.gather()
+            norm = optimizer.step(rate, plan.max_grad_norm)
+            done.step += 1
+            watch.step(done.step, units, {"loss": loss, "grad_norm": norm, "learning_rate": rate} | extra)
+
+            due = done.step % every == 0 or done.step == stream.steps
+            if due:
+                evaluate(model, objective, held, plan, watch, score, done, folder)
+            since = (time.monotonic() - saved) / 60
+            often = plan.checkpoint_steps is not None and done.step % plan.checkpoint_steps == 0
+            if due or often or ending or since >= plan.checkpoint_minutes:
+                save(folder, optimizer, done)
+                saved = time.monotonic()
+            if ending:
+                say(f"asked to end: stopped at step {done.step}; the same command goes on from there")
+                raise KeyboardInterrupt
+    take_best(folder, model, done)
+    return done
+
+
+def gradient(
+    model: Any, objective: Objective, units: Sequence[Unit], micro_tokens: int
+) -> tuple[float, dict[str, float]]:
+    """Leave a step's gradient in the parameters; returns its loss and the means of further figures."""
+    normaliser = objective.normaliser(units)
+    total, sums = 0.0, dict[str, tuple[float, float]]()
+    for micro in micro_batches(units, micro_tokens):
+        batch = Batch.of(micro, device_of(model))
+        scores, hits = token_scores(model, batch, objective.scores)
+        loss = objective.loss(scores, batch) / normaliser
+        loss.backward()  # type: ignore[no-untyped-call]
+        total += float(loss.detach())
+        _add(sums, {"token_accuracy": (hits, scores.numel())} | objective.figures(scores.detach(), batch))
+    return total, {name: above / max(below, 1e-9) for name, (above, below) in sums.items()}
+
+
+@torch.no_grad()
+def held_out_loss(
+    model: Any, objective: Objective, held: Sequence[Unit], micro_tokens: int
+) -> tuple[float, dict[str, float]]:
+    """The objective's loss over the held-out units, and the means of its further figures."""
+    total, sums = 0.0, dict[str, tuple[float, float]]()
+    was_training = model.training
+    model.eval()
+    for micro in micro_batches(held, micro_tokens):
+        batch = Batch.of(micro, device_of(model))
+        scores, hits = token_scores(model, batch, objective.scores)
+        total += float(objective.loss(scores, batch))
+        _add(sums, {"token_accuracy": (hits, scores.numel())} | objective.figures(scores, batch))
+    model.train(was_training)
+    means = {name: above / max(below, 1e-9) for name, (above, below) in sums.items()}
+    return total / objective.normaliser(held), means
+
+
+def _add(sums: dict[str, tuple[float, float]], more: dict[str, tuple[float, float]]) -> None:
+    for name, (above, below) in more.items():
+        old = sums.get(name, (0.0, 0.0))
+        sums[name] = (old[0] + above, old[1] + below)
+
+
+def device_of(model: Any) -> str:
+    return str(next(each for each in model.parameters() if each.requires_grad).device)
+
+
+def evaluate(
+    model: Any,
+    objective: Objective,
+    held: Sequence[Unit],
+    plan: Plan,
+    watch: Watch,
+    score: Callable[[], Score | None],
+    done: Progressed,
+    folder: Path,
+) -> None:
+    """Held-out loss and task score; keeps the weights where they are the best so far, counts patience otherwise."""
+    if not held:
+        return
+    loss, means = held_out_loss(model, objective, held, plan.micro_tokens)
+    refuse_not_finite({"eval_loss": loss, "step": done.step})
+    found = score()
+    values: Json = {"eval_loss": loss} | {f"eval_{name}": value for name, value in means.items()}
+    if found is not None:
+        values |= {"eval_score": found.value, "eval_score_low": found.low, "eval_score_high": found.high}
+    watch.evaluated(done.step, {name: value for name, value in values.items() if value is not None})
+    selection = (found.value if found is not None else 0.0) - LOSS_SHARE * min(loss, 20.0)
+    if (done.best is None or selection > done.best) and keep_best(folder, model, done.step):
+        done.best, done.best_step, done.stale = selection, done.step, 0
+    else:
+        done.stale += 1
+        if plan.patience is not None and done.stale >= plan.patience:
+            say(f"stopping at step {done.step}: {done.stale} evaluations, none as good as at {done.best_step}")
+            done.stopped = True
+
+
+def keep_best(folder: Path, model: Any, step: int) -> bool:
+    """Write the trained weights to `folder/best`; False when the disk refuses."""
+    weights = {name: each for name, each in model.named_parameters() if each.requires_grad}
+    try:
+        checkpoints.write_checkpoint(folder / "best", checkpoints.step_name(step), weights, {"step": step})
+    except OSError as fault:
+        say(f"the best weights so far, of step {step}, could not be kept: {fault}")
+        return False
+    return True
+
+
+def save(folder: Path, optimizer: MasterAdamW, done: Progressed) -> None:
+    """A checkpoint of everything that the next step depends on."""
+    state = {"progressed": asdict(done), "random": checkpoints.random_states()}
+    if checkpoints.save_step(folder, done.step, optimizer.state(), state):
+        checkpoints.drop_unneeded_best(folder)
+
+
+def resume(folder: Path, optimizer: MasterAdamW, watch: Watch) -> Progressed:
+    """Take up the newest whole checkpoint, or begin."""
+    found = checkpoints.newest(folder)
+    if found is None:
+        watch.recall(None)
+        return Progressed()
+    path, tensors, state = found
+    optimizer.load_state(tensors)
+    checkpoints.restore_random_states(state["random"])
+    done = Progressed(**state["progressed"])
+    watch.recall(done.step)
+    say(f"going on from {path.name}")
+    return done
+
+
+@torch.no_grad()
+def take_best(folder: Path, model: Any, done: Progressed) -> None:
+    """Put the best weights into the model (the last ones stay when there were no held-out rows to choose by)."""
+    if done.best is None or done.best_step == done.step:
+        return
+    try:
+        tensors, _ = checkpoints.read_checkpoint(folder / "best" / checkpoints.step_name(done.best_step))
+    except ValueError as fault:
+        say(f"the best weights, of step {done.best_step}, are refused ({fault}); keeping the last, of step {done.step}")
+        done.best_step = done.step
+        return
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            parameter.copy_(tensors[name])
+
+
+@contextmanager
+def asked_to_end() -> Iterator[list[int]]:
+    """A list that holds the signal once the process is asked to end (SIGTERM, Ctrl-C); a second one ends it at once."""
+    caught: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def take(number: int, frame: Any) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    try:
+        for each in (signal.SIGTERM, signal.SIGINT):
+            previous[each] = signal.signal(each, take)
+    except ValueError:
+        pass  # not the main thread: whoever started it decides
+    try:
+        yield caught
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
