@@ -146,7 +146,7 @@ def test_the_lean_model_gives_the_losses_and_gradients_of_the_plain_one(base: mo
     assert (plain - lean_scores).abs().mean() < 0.1  # bf16, rounded at other places; in float32 they are equal (below)
     cosine = torch.nn.functional.cosine_similarity(plain_gradient, lean_gradient, dim=0)
     assert cosine > 0.99
-    assert lean_gradient.norm() / plain_gradient.norm() == pytest.approx(1, abs=0.02)
+    assert lean_gradient.norm() / plain_gradient.norm() == pytest.approx(1, abs=0.05)
 
 
 def test_the_lean_model_is_exact_in_float32(base: models.Base, tmp_path: Path) -> None:
