@@ -85,10 +85,10 @@ def both(case: Case, folder: Path) -> tuple[dict[str, int], Json]:
     base = PACKAGED if case.base == PACKAGED else str(random_base(KNOWN[case.base].shape, folder / "bases"))
     settings = Settings(**({"window": 512, "chat_template": "chatml"} | case.settings))
     rows = [*examples(case.words, 2 + settings.batch_tokens * (STEPS + 1) // (case.words + 25))]
-    data = dataset(folder / "data", rows)
+    data, held = dataset(folder / "data", rows), rows[:8]
     shared = Shared("memory", {"kind": "classification", "labels": LABELS}, base, folder / "work" / "memory", "")
     tokenizer = load_student_tokenizer(settings, resolve_base(base, shared.cache_dir).path, rows)
-    ahead = forecast(settings, shared, tokenise(tokenizer, rows, settings.window))
+    ahead = forecast(settings, shared, *(tokenise(tokenizer, each, settings.window) for each in (rows, held)))
     out = folder / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ from potstill.progress import say
 from potstill.records import Example, Json
 from potstill.stage import Shared
 
+from .forecast import Way, way_here
 from .loop import Plan, device_of, train
 from .model import student, whole
 from .objectives.answers import Answers
@@ -37,8 +39,10 @@ def fit(
     """Train and leave the best adapter in `out/adapter`; returns the figures for the manifest."""
     from .run import resolved_quantization
 
-    quantization = resolved_quantization(settings)
-    model = make_student(settings, base, quantization)
+    way = way_here(settings, base, rows, held, resolved_quantization(settings), out / "checkpoints")
+    model = make_student(settings, base, way.quantization)
+    if way.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     units, held_units = units_of(rows), units_of(held)
     stream = Stream(
         units,
@@ -58,13 +62,13 @@ def fit(
         f"{stream.steps:,} steps"
     )
     score = Scorer(shared, model, tokenizer, validation, settings.score_rows, Contract.read(out))
-    done = train(model, Answers(units), stream, held_units, plan_of(settings), watch, out / "checkpoints", score)
+    done = train(model, Answers(units), stream, held_units, plan_of(settings, way), watch, out / "checkpoints", score)
     learnt = watch.verdict()
     model.save_pretrained(out / "adapter")
     (out / "adapter" / "README.md").unlink(missing_ok=True)  # peft's template card; ours is the manifest
     return learnt | {
         "method": settings.method,
-        "quantization": quantization,
+        **asdict(way),
         "tokens_an_epoch": rows.tokens,
         "supervised_tokens_an_epoch": rows.supervised_tokens,
         "best_checkpoint_step": done.best_step,
@@ -92,7 +96,7 @@ def units_of(tokenised: Tokenised) -> list[Unit]:
     return [Unit(row.id, (row,)) for row in tokenised.rows]
 
 
-def plan_of(settings: Settings) -> Plan:
+def plan_of(settings: Settings, way: Way) -> Plan:
     """How the loop goes on, from the recipe. Without packing every row is a micro-batch of its own."""
     return Plan(
         learning_rate=settings.learning_rate,
@@ -100,7 +104,7 @@ def plan_of(settings: Settings) -> Plan:
         warmup_share=settings.warmup_share,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        micro_tokens=settings.micro_tokens if settings.packing else 1,
+        micro_tokens=way.micro_tokens if settings.packing else 1,
         evals=settings.evals,
         patience=settings.patience,
         checkpoint_minutes=settings.checkpoint_minutes,

@@ -21,7 +21,8 @@ from potstill.progress import say
 from potstill.records import Json
 
 from . import checkpoints
-from .batch import Batch, token_scores
+from .attention import rows_apart
+from .batch import Batch, inner_of, token_scores
 from .objectives import Objective
 from .optimizer import MasterAdamW, Schedule, learning_rate
 from .packing import Stream, Unit, micro_batches
@@ -120,9 +121,10 @@ def gradient(
     total, sums = 0.0, dict[str, tuple[float, float]]()
     for micro in micro_batches(units, micro_tokens):
         batch = Batch.of(micro, device_of(model))
-        scores, hits = token_scores(model, batch, objective.scores)
-        loss = objective.loss(scores, batch) / normaliser
-        loss.backward()  # type: ignore[no-untyped-call]
+        with rows_apart(inner_of(model)):  # around the backward pass too: recomputed activations attend once more
+            scores, hits = token_scores(model, batch, objective.scores)
+            loss = objective.loss(scores, batch) / normaliser
+            loss.backward()  # type: ignore[no-untyped-call]
         total += float(loss.detach())
         _add(sums, {"token_accuracy": (hits, scores.numel())} | objective.figures(scores.detach(), batch))
     return total, {name: above / max(below, 1e-9) for name, (above, below) in sums.items()}

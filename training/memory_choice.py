@@ -27,12 +27,22 @@ HEADROOM = 0.95  # of a card's nominal memory: what the driver, the display and 
 class Choice:
     """What would be done, its memory by part, and whether it fits into `available_bytes`."""
 
-    quantization: Literal["none", "nf4"]
-    checkpointing: bool
-    micro_tokens: int
+    plan: StepPlan
     parts: dict[str, int]
     available_bytes: int
     fits: bool
+
+    @property
+    def quantization(self) -> Literal["none", "nf4"]:
+        return self.plan.quantization
+
+    @property
+    def checkpointing(self) -> bool:
+        return self.plan.checkpointing
+
+    @property
+    def micro_tokens(self) -> int:
+        return self.plan.micro_tokens
 
     def to_json(self) -> Json:
         return {
@@ -76,18 +86,17 @@ def choose(
     tried += [(*way, size) for size in sizes if size < enough for way in ways]
     smallest: Choice | None = None
     for quantization, again, tokens in tried:
-        parts = estimate(
-            shape,
-            replace(
-                plan,
-                quantization=quantization,
-                checkpointing=again,
-                micro_tokens=tokens,
-                supervised_tokens=round(tokens * share),
-            ),
+        way = replace(
+            plan,
+            quantization=quantization,
+            checkpointing=again,
+            micro_tokens=tokens,
+            supervised_tokens=round(tokens * share),
+            held_tokens=min(tokens, plan.held_tokens),
         )
+        parts = estimate(shape, way)
         fits = parts["total"] <= available_bytes
-        found = Choice(quantization, again, tokens, parts, available_bytes, fits)
+        found = Choice(way, parts, available_bytes, fits)
         if fits:
             return found
         if smallest is None or parts["total"] < smallest.parts["total"]:

@@ -56,7 +56,8 @@ class Settings(Section):
     epochs: Annotated[float, Field(gt=0, le=100)] = 2.0
     max_steps: Annotated[int, Field(ge=1)] | None = None
     batch_tokens: Annotated[int, Field(ge=64)] = 1024
-    micro_tokens: Annotated[int, Field(ge=64)] = 4096
+    micro_tokens: Annotated[int, Field(ge=64)] | None = None  # None: 4,096 on a CPU, what fits on a GPU
+    activation_checkpointing: Literal["auto", "on", "off"] = "auto"  # auto: on a GPU, where memory asks for it
     window: Annotated[int, Field(ge=32)] = 1024
     packing: bool = True
     evals: Annotated[int, Field(ge=1, le=100)] = 4
@@ -138,13 +139,14 @@ def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
     tokenizer = load_student_tokenizer(settings, base.path, train)
     rows = tokenise(tokenizer, train, settings.window)
     refuse_nothing_to_learn(rows, settings.window)
+    held = tokenise(tokenizer, read_examples(upstream["dataset"], "validation"), settings.window)
     shown = max(rows.rows, key=lambda row: len(row.learnt))
     return {
         "rows": len(rows.rows),
         "tokens_an_epoch": rows.tokens,
         "supervised_tokens_an_epoch": rows.supervised_tokens,
         "rows_too_long": rows.too_long,
-        "forecast": forecast(settings, shared, rows),
+        "forecast": forecast(settings, shared, rows, held),
         "example": {
             "id": shown.id,
             "spans": [{"learnt": learnt, "text": tokenizer.decode(ids)} for learnt, ids in shown.pieces()],

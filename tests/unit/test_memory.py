@@ -150,6 +150,6 @@ def test_what_fits_nowhere_is_said_with_the_smallest_way() -> None:
 
 
 def test_more_memory_never_chooses_a_slower_way() -> None:
-    order = [("none", False), ("nf4", False), ("none", True), ("nf4", True)]
+    order: list[tuple[str, bool]] = [("none", False), ("nf4", False), ("none", True), ("nf4", True)]
     ranks = [order.index((found.quantization, found.checkpointing)) for found in map(chosen, (12, 16, 24, 32, 48, 80))]
     assert ranks == sorted(ranks, reverse=True)
