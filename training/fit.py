@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ from potstill.progress import say
 from potstill.records import Example, Json
 from potstill.stage import Shared
 
-from .forecast import Way, way_here
+from .forecast import CPU_MICRO_TOKENS, Way, way_here
 from .loop import Plan, device_of, train
 from .model import student, whole
 from .objectives.answers import Answers
@@ -20,6 +20,7 @@ from .packing import Stream, Unit
 from .rows import Tokenised
 from .scoring import Scorer
 from .speed import flops_a_token, matrix_product_flops
+from .then import Judged, keep_finished, learn_judged, take_finished
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -34,15 +35,36 @@ def fit(
     rows: Tokenised,
     held: Tokenised,
     validation: Sequence[Example],
+    judged: Judged | None,
     out: Path,
 ) -> Json:
-    """Train and leave the best adapter in `out/adapter`; returns the figures for the manifest."""
+    """Train and leave the best adapter in `out/adapter`; returns the figures for the manifest.
+
+    With `judged`, preferences are learnt in a second phase; a run killed there goes on there.
+    """
     from .run import resolved_quantization
 
     way = way_here(settings, base, rows, held, resolved_quantization(settings), out / "checkpoints")
     model = make_student(settings, base, way.quantization)
     if way.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
+    score = Scorer(shared, model, tokenizer, validation, settings.score_rows, Contract.read(out))
+    figures = take_finished(out / "checkpoints", model) if judged else None
+    if figures is None:
+        figures = learn_answers(settings, plan_of(settings, way), model, rows, held, score, out)
+        figures |= {"method": settings.method, **asdict(way)}
+    if judged is not None and settings.then is not None:
+        keep_finished(out / "checkpoints", model, figures)
+        figures |= {"then": learn_judged(settings.then, judged, model, then_plan(settings, way), out, settings, score)}
+    model.save_pretrained(out / "adapter")
+    (out / "adapter" / "README.md").unlink(missing_ok=True)  # peft's template card; ours is the manifest
+    return figures
+
+
+def learn_answers(
+    settings: Settings, plan: Plan, model: Any, rows: Tokenised, held: Tokenised, score: Scorer, out: Path
+) -> Json:
+    """The first phase: supervised fine-tuning. The best weights are left in the model."""
     units, held_units = units_of(rows), units_of(held)
     stream = Stream(
         units,
@@ -61,14 +83,8 @@ def fit(
         f"training {len(rows.rows):,} rows ({rows.tokens:,} tokens, {rows.supervised_tokens:,} learnt), "
         f"{stream.steps:,} steps"
     )
-    score = Scorer(shared, model, tokenizer, validation, settings.score_rows, Contract.read(out))
-    done = train(model, Answers(units), stream, held_units, plan_of(settings, way), watch, out / "checkpoints", score)
-    learnt = watch.verdict()
-    model.save_pretrained(out / "adapter")
-    (out / "adapter" / "README.md").unlink(missing_ok=True)  # peft's template card; ours is the manifest
-    return learnt | {
-        "method": settings.method,
-        **asdict(way),
+    done = train(model, Answers(units), stream, held_units, plan, watch, out / "checkpoints", score)
+    return watch.verdict() | {
         "tokens_an_epoch": rows.tokens,
         "supervised_tokens_an_epoch": rows.supervised_tokens,
         "best_checkpoint_step": done.best_step,
@@ -96,15 +112,22 @@ def units_of(tokenised: Tokenised) -> list[Unit]:
     return [Unit(row.id, (row,)) for row in tokenised.rows]
 
 
-def plan_of(settings: Settings, way: Way) -> Plan:
-    """How the loop goes on, from the recipe. Without packing every row is a micro-batch of its own."""
+def then_plan(settings: Settings, way: Way | None = None) -> Plan:
+    """The plan of the second phase: the first one's with its own learning rate."""
+    assert settings.then is not None
+    return replace(plan_of(settings, way), learning_rate=settings.then.learning_rate)
+
+
+def plan_of(settings: Settings, way: Way | None = None) -> Plan:
+    """How the loop goes on, from the recipe and what was chosen. Without packing every row is a micro-batch."""
+    most = way.micro_tokens if way else settings.micro_tokens or CPU_MICRO_TOKENS
     return Plan(
         learning_rate=settings.learning_rate,
         schedule=settings.schedule,
         warmup_share=settings.warmup_share,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        micro_tokens=way.micro_tokens if settings.packing else 1,
+        micro_tokens=most if settings.packing else 1,
         evals=settings.evals,
         patience=settings.patience,
         checkpoint_minutes=settings.checkpoint_minutes,

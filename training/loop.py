@@ -29,7 +29,7 @@ from .packing import Stream, Unit, micro_batches
 from .scoring import Score
 from .watch import Watch, refuse_not_finite
 
-LOSS_SHARE = 0.01  # of the validation loss in what the best is chosen by: it decides between equal scores
+LOSS_SHARE = 0.01  # what the validation loss, as a share of the first one, counts beside the score: it breaks ties
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,7 @@ class Progressed:
     """What a checkpoint remembers beside weights and random states. `stale`: evaluations since the best."""
 
     step: int = 0
+    first_loss: float | None = None
     best: float | None = None
     best_step: int = 0
     stale: int = 0
@@ -79,8 +80,8 @@ def train(
     optimizer = MasterAdamW(
         model.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, paged_8bit=plan.paged_8bit
     )
+    objective.prepare(model, [*stream.units, *held], folder)  # the model stands where the phase began
     done = resume(folder, optimizer, watch)
-    objective.prepare(model, [*stream.units, *held], folder)
     every = max(1, stream.steps // plan.evals)
     saved = time.monotonic()
     with asked_to_end() as ending:
@@ -117,6 +118,7 @@ def gradient(
     model: Any, objective: Objective, units: Sequence[Unit], micro_tokens: int
 ) -> tuple[float, dict[str, float]]:
     """Leave a step's gradient in the parameters; returns its loss and the means of further figures."""
+    objective.begin(model, units)
     normaliser = objective.normaliser(units)
     total, sums = 0.0, dict[str, tuple[float, float]]()
     for micro in micro_batches(units, micro_tokens):
@@ -138,6 +140,7 @@ def held_out_loss(
     total, sums = 0.0, dict[str, tuple[float, float]]()
     was_training = model.training
     model.eval()
+    objective.begin(model, held)
     for micro in micro_batches(held, micro_tokens):
         batch = Batch.of(micro, device_of(model))
         scores, hits = token_scores(model, batch, objective.scores)
@@ -178,7 +181,8 @@ def evaluate(
     if found is not None:
         values |= {"eval_score": found.value, "eval_score_low": found.low, "eval_score_high": found.high}
     watch.evaluated(done.step, {name: value for name, value in values.items() if value is not None})
-    selection = (found.value if found is not None else 0.0) - LOSS_SHARE * min(loss, 20.0)
+    done.first_loss = loss if done.first_loss is None else done.first_loss
+    selection = (found.value if found is not None else 0.0) - LOSS_SHARE * min(loss / max(done.first_loss, 1e-9), 10.0)
     if (done.best is None or selection > done.best) and keep_best(folder, model, done.step):
         done.best, done.best_step, done.stale = selection, done.step, 0
     else:

@@ -1,7 +1,7 @@
 """Train: dataset -> adapter.
 
 In:  `dataset-<key>/` (train and validation rows; the test split is sealed), a base model.
-Out: `adapter-<key>/` with `adapter/` (PEFT), `tokenizer/`, `contract.json`, `trainer_log.jsonl`.
+Out: `adapter-<key>/` with `adapter/` (PEFT), `tokenizer/`, `contract.json`, `trainer_log.jsonl` (`then_log.jsonl`).
 Run: `potstill train RECIPE`; a run that was stopped goes on from its last checkpoint.
 """
 
@@ -26,6 +26,7 @@ from potstill.stage import Noun, Shared, Upstream
 from .forecast import forecast
 from .probe import probe as probe  # `check --probe` asks for it by this name
 from .rows import Tokenised, refuse_nothing_to_learn, tokenise
+from .then import Then, read_judged
 
 NOUN: Noun = "adapter"
 NEEDS: tuple[Noun, ...] = ("dataset",)
@@ -66,6 +67,7 @@ class Settings(Section):
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
     seed: int = 0
+    then: Then | None = None
     # To plan by where no card is; they change no result, hence no folder's name.
     gpu_memory_gib: Annotated[float | None, Field(gt=0, exclude=True)] = None
     machine_usd_per_hour: Annotated[float | None, Field(ge=0, exclude=True)] = None
@@ -87,12 +89,13 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     rows = tokenise(tokenizer, train, settings.window)
     refuse_nothing_to_learn(rows, settings.window)
     held = tokenise(tokenizer, validation, settings.window)
+    judged = read_judged(settings.then, tokenizer, dataset, settings.window, settings.seed) if settings.then else None
 
     write_contract(shared, settings, dataset, tokenizer, train, rows, out)
     tokenizer.save_pretrained(out / "tokenizer")
     from .fit import fit
 
-    learnt = fit(settings, shared, base.path, tokenizer, rows, held, validation, out)
+    learnt = fit(settings, shared, base.path, tokenizer, rows, held, validation, judged, out)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return {
         "base": {"spec": base.spec, "digest": base.digest, "path": str(base.path)},
@@ -146,12 +149,21 @@ def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
         "tokens_an_epoch": rows.tokens,
         "supervised_tokens_an_epoch": rows.supervised_tokens,
         "rows_too_long": rows.too_long,
+        **then_preview(settings, tokenizer, upstream["dataset"]),
         "forecast": forecast(settings, shared, rows, held),
         "example": {
             "id": shown.id,
             "spans": [{"learnt": learnt, "text": tokenizer.decode(ids)} for learnt, ids in shown.pieces()],
         },
     }
+
+
+def then_preview(settings: Settings, tokenizer: Any, dataset: Path) -> Json:
+    """What the second phase would learn from; nothing where there is none."""
+    if settings.then is None:
+        return {}
+    judged = read_judged(settings.then, tokenizer, dataset, settings.window, settings.seed)
+    return {"then": {"objective": settings.then.objective, **judged.facts}}
 
 
 def resolved_quantization(settings: Settings) -> Literal["none", "nf4"]:

@@ -212,7 +212,10 @@ def loaded_with(module: str) -> set[str]:
     "module",
     [
         "potstill.cli",
-        *(f"potstill.commands.{name}" for name in ("look", "stages", "serve", "registry", "recipes")),
+        *(
+            f"potstill.commands.{name}"
+            for name in ("look", "stages", "compare_bases", "sweep", "serve", "registry", "recipes")
+        ),
         *("distillation.run", "training.run", "export.run", "evaluation.run", "evaluation.register"),
     ],
 )

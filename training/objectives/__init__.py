@@ -26,7 +26,13 @@ class Objective(Protocol):
     name: str
 
     def prepare(self, model: Any, units: Sequence[Unit], folder: Path) -> None:
-        """Compute once, before the first step, what stays the same for the whole run; keep it in `folder`."""
+        """Compute once, before the first step, what stays the same for the whole run; keep it in `folder`.
+
+        Called before a checkpoint is taken up: the model stands where this phase of training began.
+        """
+
+    def begin(self, model: Any, units: Sequence[Unit]) -> None:
+        """Ask the model, without gradients, what all micro-batches of the step (or evaluation) of `units` share."""
 
     def scores(self, logits: Tensor, batch: Batch, at: slice) -> Tensor: ...
 

@@ -29,6 +29,9 @@ class Answers:
     def prepare(self, model: Any, units: Sequence[Unit], folder: Path) -> None:
         """Nothing stays the same."""
 
+    def begin(self, model: Any, units: Sequence[Unit]) -> None:
+        """Micro-batches share nothing."""
+
     def scores(self, logits: Tensor, batch: Batch, at: slice) -> Tensor:
         return target_log_probs(logits, batch, at)
 

@@ -10,13 +10,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from potstill.commands.recipes import read
+from potstill.commands.recipes import read, sections
 from potstill.errors import PotstillError, RecipeError
 from potstill.manifest import Manifest, read_manifest
 from potstill.pipeline import plan_stage
 from potstill.recipe import Recipe
 from potstill.records import Json
 from potstill.stage import Noun, Upstream
+from potstill.sweeping.spaces import refuse_faulty
 
 LEARNT, PLAIN = "\x1b[1;32m", "\x1b[0m"
 MIB = 2**20
@@ -25,6 +26,7 @@ MIB = 2**20
 def check(arguments: argparse.Namespace) -> int:
     """Everything that can be known of a recipe without computing: exit code 2 with every fault found."""
     recipe, modules = read(arguments.recipe, arguments.overrides)
+    refuse_faulty(recipe, sections(modules))
     faults: list[str] = []
     result: Json = {"recipe": str(recipe.path), "settings": origins(recipe), "inputs": [], "stages": []}
     made: dict[Noun, Manifest | None] = {}
