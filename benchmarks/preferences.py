@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.rows import HeldOut, read_held_out
-from evaluation.statistics import Resampling, decide, estimate, paired_difference
 from potstill import chat, models
 from potstill.completers import CompletionRequest
 from potstill.completers.transformers import TransformersCompleter
 from potstill.contract import Contract
 from potstill.dataset import read_examples
+from potstill.intervals import Resampling, decide, estimate, paired_difference
 from potstill.manifest import Manifest, read_manifest
 from potstill.progress import track
 from potstill.records import Example

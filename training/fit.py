@@ -15,7 +15,7 @@ from potstill.stage import Shared
 from .forecast import CPU_MICRO_TOKENS, Way, way_here
 from .loop import Plan, device_of, train
 from .model import student, whole
-from .objectives.answers import Answers
+from .objectives import Objective
 from .packing import Stream, Unit
 from .rows import Tokenised
 from .scoring import Scorer
@@ -37,6 +37,7 @@ def fit(
     validation: Sequence[Example],
     judged: Judged | None,
     out: Path,
+    objective: Objective,
 ) -> Json:
     """Train and leave the best adapter in `out/adapter`; returns the figures for the manifest.
 
@@ -51,7 +52,7 @@ def fit(
     score = Scorer(shared, model, tokenizer, validation, settings.score_rows, Contract.read(out))
     figures = take_finished(out / "checkpoints", model) if judged else None
     if figures is None:
-        figures = learn_answers(settings, plan_of(settings, way), model, rows, held, score, out)
+        figures = learn_answers(settings, plan_of(settings, way), model, objective, rows, held, score, out)
         figures |= {"method": settings.method, **asdict(way)}
     if judged is not None and settings.then is not None:
         keep_finished(out / "checkpoints", model, figures)
@@ -62,9 +63,16 @@ def fit(
 
 
 def learn_answers(
-    settings: Settings, plan: Plan, model: Any, rows: Tokenised, held: Tokenised, score: Scorer, out: Path
+    settings: Settings,
+    plan: Plan,
+    model: Any,
+    objective: Objective,
+    rows: Tokenised,
+    held: Tokenised,
+    score: Scorer,
+    out: Path,
 ) -> Json:
-    """The first phase: supervised fine-tuning. The best weights are left in the model."""
+    """The first phase: supervised fine-tuning or distillation. The best weights are left in the model."""
     units, held_units = units_of(rows), units_of(held)
     stream = Stream(
         units,
@@ -83,8 +91,9 @@ def learn_answers(
         f"training {len(rows.rows):,} rows ({rows.tokens:,} tokens, {rows.supervised_tokens:,} learnt), "
         f"{stream.steps:,} steps"
     )
-    done = train(model, Answers(units), stream, held_units, plan, watch, out / "checkpoints", score)
+    done = train(model, objective, stream, held_units, plan, watch, out / "checkpoints", score)
     return watch.verdict() | {
+        "objective": {"name": objective.name, **getattr(objective, "facts", {})},
         "tokens_an_epoch": rows.tokens,
         "supervised_tokens_an_epoch": rows.supervised_tokens,
         "best_checkpoint_step": done.best_step,

@@ -89,7 +89,19 @@ def plan_of(
         row_tokens=round(sum(length * length for length in lengths) / max(sum(lengths), 1)),
         longest_row=max(lengths),
         held_tokens=min(most, held.tokens) if held else 0,
+        teacher_parameters=_teacher_parameters(settings),
     )
+
+
+def _teacher_parameters(settings: Settings) -> int:
+    """Of a teacher that stays loaded beside the student; 0 where its shape is not known."""
+    if settings.objective != "on_policy" or settings.distil.teacher is None:
+        return 0
+    try:
+        shape = shape_of(settings.distil.teacher)
+    except PotstillError:
+        return 0
+    return 0 if shape is None else shape.parameters
 
 
 def choose_for(settings: Settings, shape: ModelShape, plan: StepPlan, card: int) -> Choice:

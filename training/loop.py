@@ -23,7 +23,7 @@ from potstill.records import Json
 from . import checkpoints
 from .attention import rows_apart
 from .batch import Batch, inner_of, token_scores
-from .objectives import Objective
+from .objectives import Generates, Objective
 from .optimizer import MasterAdamW, Schedule, learning_rate
 from .packing import Stream, Unit, micro_batches
 from .scoring import Score
@@ -90,6 +90,8 @@ def train(
         while done.step < stream.steps and not done.stopped:
             watch.begin(done.step)
             units = stream.step(done.step)
+            if isinstance(objective, Generates):
+                units = objective.generate(model, units, done.step)
             loss, extra = gradient(model, objective, units, plan.micro_tokens)
             rate = learning_rate(
                 done.step, stream.steps, peak=plan.learning_rate, warmup_share=plan.warmup_share, schedule=plan.schedule

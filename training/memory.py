@@ -35,7 +35,8 @@ class StepPlan:
     """What one training process does in a step: tokens of a micro-batch and how many of them are learnt.
 
     `row_tokens` is the length of the row that an average token stands in, `longest_row` that of the longest;
-    `held_tokens` those of a micro-batch of validation rows. The stored parts are divided by `shards`.
+    `held_tokens` those of a micro-batch of validation rows; `teacher_parameters` those of a teacher that is asked at
+    every step. The stored parts are divided by `shards`.
     """
 
     device: Literal["cpu", "cuda"]
@@ -49,6 +50,7 @@ class StepPlan:
     row_tokens: int = 128
     longest_row: int = 512
     held_tokens: int = 0
+    teacher_parameters: int = 0
     shards: int = 1
 
     @property
@@ -72,6 +74,7 @@ def estimate(shape: ModelShape, plan: StepPlan) -> dict[str, int]:
         "optimizer": round(trained * (PAGED_8BIT_BYTES if plan.optimizer == "paged_8bit" else ADAMW_BYTES)),
     }
     parts = {name: -(-size // plan.shards) for name, size in whole.items()}
+    parts["teacher"] = plan.teacher_parameters * BF16
     parts["dequantized"] = dequantized_bytes(shape, plan)
     parts["activations"] = activation_bytes(shape, plan)
     parts["logits"] = min(plan.supervised_tokens, LOGITS_CHUNK) * shape.vocabulary * LOGITS_BYTES

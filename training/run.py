@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from potstill import chat, models
 from potstill.contract import Contract
@@ -23,6 +23,7 @@ from potstill.recipe import Section
 from potstill.records import Example, Json
 from potstill.stage import Noun, Shared, Upstream
 
+from .distil import Distil, teacher_input
 from .forecast import forecast
 from .probe import probe as probe  # `check --probe` asks for it by this name
 from .rows import Tokenised, refuse_nothing_to_learn, tokenise
@@ -45,6 +46,7 @@ class Lora(Section):
 class Settings(Section):
     """Section `train` of a recipe. Lengths are in tokens."""
 
+    objective: Literal["sft", "logits", "on_policy"] = "sft"
     method: Literal["qlora", "lora", "full"] = "qlora"
     quantization: Literal["auto", "none", "nf4"] = "auto"
     chat_template: Literal["auto", "base", "chatml"] = "auto"
@@ -66,16 +68,31 @@ class Settings(Section):
     patience: Annotated[int, Field(ge=1)] | None = None
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
+    rationale_weight: Annotated[float, Field(ge=0, le=10)] = 0.0
+    distil: Distil = Distil()
     seed: int = 0
     then: Then | None = None
     # To plan by where no card is; they change no result, hence no folder's name.
     gpu_memory_gib: Annotated[float | None, Field(gt=0, exclude=True)] = None
     machine_usd_per_hour: Annotated[float | None, Field(ge=0, exclude=True)] = None
 
+    @model_validator(mode="after")
+    def _probabilities_are_to_be_had(self) -> Settings:
+        if self.objective == "on_policy" and self.distil.teacher is None:
+            raise ValueError("objective on_policy asks a teacher at every step: name an open model in distil.teacher")
+        if self.objective == "logits" and self.distil.teacher is None and self.distil.temperature != 1:
+            raise ValueError(
+                "distil.temperature other than 1 needs distil.teacher: a log has no probabilities at another one"
+            )
+        return self
+
 
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
-    """The base model, by content."""
-    return [base_input(shared.base_model)]
+    """The base model and the teacher, where one is asked, by content."""
+    found = [base_input(shared.base_model)]
+    if settings.objective != "sft" and settings.distil.teacher is not None:
+        found.append(teacher_input(settings.distil.teacher))
+    return found
 
 
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
@@ -86,16 +103,18 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
 
     base = resolve_base(shared.base_model, shared.cache_dir)
     tokenizer = load_student_tokenizer(settings, base.path, train)
-    rows = tokenise(tokenizer, train, settings.window)
+    rows = tokenise(tokenizer, train, settings.window, settings.rationale_weight)
     refuse_nothing_to_learn(rows, settings.window)
     held = tokenise(tokenizer, validation, settings.window)
     judged = read_judged(settings.then, tokenizer, dataset, settings.window, settings.seed) if settings.then else None
 
     write_contract(shared, settings, dataset, tokenizer, train, rows, out)
     tokenizer.save_pretrained(out / "tokenizer")
-    from .fit import fit
+    from .fit import fit, units_of
+    from .objectives.choose import first_objective
 
-    learnt = fit(settings, shared, base.path, tokenizer, rows, held, validation, judged, out)
+    objective = first_objective(settings, shared, dataset, tokenizer, units_of(rows), units_of(held))
+    learnt = fit(settings, shared, base.path, tokenizer, rows, held, validation, judged, out, objective)
     shutil.rmtree(out / "checkpoints", ignore_errors=True)
     return {
         "base": {"spec": base.spec, "digest": base.digest, "path": str(base.path)},
@@ -140,7 +159,7 @@ def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
     base = resolve_base(shared.base_model, shared.cache_dir)
     train = read_examples(upstream["dataset"], "train")
     tokenizer = load_student_tokenizer(settings, base.path, train)
-    rows = tokenise(tokenizer, train, settings.window)
+    rows = tokenise(tokenizer, train, settings.window, settings.rationale_weight)
     refuse_nothing_to_learn(rows, settings.window)
     held = tokenise(tokenizer, read_examples(upstream["dataset"], "validation"), settings.window)
     shown = max(rows.rows, key=lambda row: len(row.learnt))

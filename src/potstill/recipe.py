@@ -46,6 +46,18 @@ PathText = Annotated[str, BeforeValidator(_absolute)]
 """A path or address in a recipe: made absolute by where it was written."""
 
 
+def _model_spec(value: Any) -> Any:
+    """A relative folder or .gguf beside the recipe becomes absolute; package:... and hub ids stay."""
+    if not isinstance(value, str) or value.startswith("package:"):
+        return value
+    path = Path(_absolute(value))
+    return str(path) if path.suffix == ".gguf" or path.is_dir() or value.startswith(".") else str(value)
+
+
+ModelSpec = Annotated[str, BeforeValidator(_model_spec)]
+"""A model in a recipe: a folder, a .gguf file, package:MODULE/FILE.gguf, or a hub id."""
+
+
 class Section(BaseModel):
     """Base of every section's settings: unknown keys fail, values do not change after reading."""
 
@@ -161,7 +173,7 @@ def load_recipe(
     shared = Shared(
         name=whole.name,
         task_definition=definition,
-        base_model=_base_model(document.data["base_model"]),
+        base_model=_model_spec(document.data["base_model"]),
         work_dir=work / whole.name,
         tracking_uri=whole.tracking_uri or f"sqlite:///{work}/mlflow.db",
         recipe_path=path.resolve(),
@@ -193,14 +205,6 @@ def _definition(path: Path, document: Positioned, origins: Mapping[KeyPath, str]
             key = line.partition(":")[0]
             faults.append(f"{_where(path, document, tuple(key.split('.')), origins)}: {line}")
         return None
-
-
-def _base_model(text: Any) -> str:
-    """A relative folder or .gguf beside the recipe becomes absolute; package:... and hub ids stay."""
-    if str(text).startswith("package:"):
-        return str(text)
-    path = Path(_absolute(text))
-    return str(path) if path.suffix == ".gguf" or path.is_dir() or str(text).startswith(".") else str(text)
 
 
 def _describe(

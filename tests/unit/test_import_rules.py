@@ -22,7 +22,10 @@ HEAVY = {"torch", "transformers", "mlflow", "ray", "trl", "peft", "datasets"}
 # the inside of training works on tensors from its first line; run.py, which every command imports, imports it late
 HEAVY_AT_TOP = {
     f"training.{name}": {"torch"}
-    for name in ("attention", "batch", "lean", "loop", "optimizer", "objectives", "objectives.answers")
+    for name in (
+        *("attention", "batch", "lean", "loop", "optimizer", "objectives", "objectives.answers", "objectives.logits"),
+        *("objectives.on_policy", "target_store", "teacher"),
+    )
 }
 COUNTS_TOKENS = {
     "distillation.lengths",

@@ -82,6 +82,12 @@ def test_parts_add_up_to_the_total() -> None:
     assert all(size >= 0 for size in parts.values())
 
 
+def test_a_teacher_beside_the_student_stands_in_memory_whole() -> None:
+    teacher = KNOWN["Qwen/Qwen3-4B"].shape.parameters
+    alone, beside = (estimate(SMOL, replace(PLAN, teacher_parameters=each)) for each in (0, teacher))
+    assert beside["total"] - alone["total"] == beside["teacher"] == 2 * teacher
+
+
 def test_nf4_shrinks_the_linear_layers_to_a_quarter_and_nothing_else() -> None:
     bf16, nf4 = weight_bytes(SMOL, "none"), weight_bytes(SMOL, "nf4")
     assert bf16 == SMOL.parameters * 2

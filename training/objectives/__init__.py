@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,4 +42,13 @@ class Objective(Protocol):
 
     def figures(self, scores: Tensor, batch: Batch) -> dict[str, tuple[float, float]]:
         """Further figures of a micro-batch as (sum, count) by name, for the log."""
+        ...
+
+
+@runtime_checkable
+class Generates(Protocol):
+    """An objective whose steps learn from answers that the model writes at that step."""
+
+    def generate(self, model: Any, units: Sequence[Unit], step: int) -> list[Unit]:
+        """The units of a step (from 0) as they are learnt from; the same at every call with the same weights."""
         ...
