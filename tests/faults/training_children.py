@@ -1,7 +1,7 @@
 """Trains again and again, each time killed at a random moment, and compares every run that ends with an unkilled one.
 
-Arguments: working folder, kills, seed. Prints, as JSON, how many kills landed in which phase, and in what finished
-runs differ from the unkilled one (an empty list when in nothing).
+Arguments: working folder, kills, seed. Prints, as JSON, how many kills landed in which phase, how many lives went
+on from a checkpoint, and in what finished runs differ from the unkilled one (an empty list when in nothing).
 
 Every life is a child forked from this process, which has everything imported but has computed nothing: a process that
 has run a backward pass or a parallel region cannot be forked and go on. A child says what it is at in one shared byte.
@@ -189,13 +189,15 @@ def main() -> None:
     torch.set_num_threads(1)
     mark_phases()
     base, dataset = tiny_base(work / "base"), make_dataset(work / "dataset")
-    landed, finished, differing = Counter[str](), 0, list[str]()
+    landed, finished, differing, resumed = Counter[str](), 0, list[str](), 0
     for number, (name, changes) in enumerate(VARIANTS.items()):
         draw, share = random.Random(f"{seed}/{name}"), kills // len(VARIANTS)
         found = killed_again_and_again(base, dataset, work / f"variant-{number}", changes, share, draw)
         landed, finished, differing = landed + found[0], finished + found[1], differing + found[2]
+        lives = (work / f"variant-{number}").glob("killed-*.log")
+        resumed += sum(log.read_text().count("going on from step-") for log in lives)
         say(f"{name}: {dict(found[0])}, {found[1]} runs finished")
-    print(json.dumps({"landed": dict(landed), "finished": finished, "differing": differing}))
+    print(json.dumps({"landed": dict(landed), "resumed": resumed, "finished": finished, "differing": differing}))
 
 
 if __name__ == "__main__":

@@ -11,11 +11,14 @@ import hashlib
 import json
 import os
 import shutil
+import signal
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import pytest
 import torch
 
 from potstill.records import Json
@@ -110,6 +113,23 @@ def read_log(log: Path) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
     lines: list[Json] = [json.loads(line) for line in log.read_text().splitlines()]
     steps = [(e["step"], e["rows"], e["loss"], e["grad_norm"], e["learning_rate"]) for e in lines if "loss" in e]
     return steps, [(e["step"], e["eval_loss"], e.get("eval_score")) for e in lines if "eval_loss" in e]
+
+
+def stopped_at(folder: Path, step: int, number: signal.Signals = signal.SIGTERM, **changes: Any) -> Path:
+    """A run in `folder` that was asked to end while it was at this step (from 1)."""
+
+    class Asked(Watch):
+        def begin(self, at: int) -> None:
+            super().begin(at)
+            if at == step - 1:
+                os.kill(os.getpid(), number)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules[__name__], "Watch", Asked)
+        with pytest.raises(KeyboardInterrupt) as stopped:
+            toy_run(folder, **changes)
+    assert stopped.value.args == (number,)
+    return folder
 
 
 class Killed(BaseException):
