@@ -27,6 +27,7 @@ check: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.curate --quick
+	$(BIN)/python -m benchmarks.train_cpu --quick
 
 ui: $(INSTALLED)
 	mkdir -p work

@@ -12,6 +12,7 @@ from potstill.records import Example, Exchange, Message
 from potstill.tasks import Task
 
 from .opinions import thumb
+from .thoughts import rationale_of
 
 
 class Select(Section):
@@ -102,5 +103,6 @@ def to_example(
         latency_ms=exchange.latency_ms,
         cost_usd=exchange.cost_usd,
         metadata=exchange.metadata,
+        rationale=rationale_of(choice["message"]) if correction is None else None,
     )
     return example, refusal

@@ -22,6 +22,7 @@ from .fingerprints import band_keys, hash64, prompt_text, shares_of, signatures
 from .groups import Group, group_key
 from .redact import comparable
 from .runtime import Clock
+from .samples import Samples, sampled
 from .shorten import Cut, shorten
 from .spool import read_spool, write_spool
 from .turns import Trace, Turns, trace, with_unlogged
@@ -49,6 +50,7 @@ class DescribePlan:
     threshold: float
     turns: Turns
     longest_prompt: int | None  # characters
+    samples: Samples = "first"
 
 
 @dataclass
@@ -98,7 +100,8 @@ def describe(plan: DescribePlan, given: tuple[int, Mapping[str, Sequence[int]]])
             to_example(each, task, prompt, plan.corrections) for each, prompt in zip(exchanges, prompts, strict=True)
         ]
         examples = [example for example, _ in made]
-        table = _table(items, examples, [refusal for _, refusal in made], texts, list(map(_too_long, cuts)))
+        drawn = [sampled(each, task) if plan.samples == "all" else None for each in exchanges]
+        table = _table(items, examples, [refusal for _, refusal in made], texts, list(map(_too_long, cuts)), drawn)
     with clock.step("filter"):
         table, selected, teaches, down = _filtered(table, plan.filters, [thumbs_down(each) for each in exchanges])
     with clock.step("fingerprint"):
@@ -170,7 +173,8 @@ def spool_schema() -> pa.Schema:
     import pyarrow as pa
 
     text = pa.string()
-    judged = [pa.field(name, text) for name in ("prompt", "asked", "finish_reason", "refusal", "filtered")]
+    names = ("prompt", "asked", "finish_reason", "refusal", "filtered", "samples")
+    judged = [pa.field(name, text) for name in names]
     places = [pa.field(name, pa.int64()) for name in ("line", "read_at")]
     return pa.schema([*example_schema(), *judged, *places])
 
@@ -181,6 +185,7 @@ def _table(
     refusals: Sequence[str | None],
     texts: Sequence[str],
     filtered: Sequence[str | None],
+    samples: Sequence[str | None],
 ) -> pa.Table:
     import pyarrow as pa
 
@@ -194,6 +199,7 @@ def _table(
         "finish_reason": [each.exchange.finish_reason for each in items],
         "refusal": refusals,
         "filtered": filtered,
+        "samples": samples,
         "line": [each.line for each in items],
         "read_at": [each.read_at for each in items],
     }

@@ -26,6 +26,7 @@ from .rejections import rejected_table
 from .runtime import Clock
 from .sources import FEEDBACK, Block
 from .spool import write_spool
+from .thoughts import set_apart, still_said
 from .turns import Trace, Turns, trace
 
 if TYPE_CHECKING:
@@ -80,21 +81,25 @@ def ingest(plan: IngestPlan, task: tuple[int, Block]) -> Ingested:
     kept: list[Exchange] = []
     texts: list[str] = []
     lines: list[int] = []
+    logprobs: list[str | None] = []
     left: list[tuple[int, str, Exchange]] = []
     damaged: list[tuple[int, str, bytes]] = []
     with clock.step("read"):
-        for line, found, text in _exchanges(plan, block, counts, damaged):
+        for line, logged, written in _exchanges(plan, block, counts, damaged):
+            found, text, said = set_apart(logged, written)
             reason = _unselected(plan.select, found)
             if reason is None:
                 kept.append(found)
                 texts.append(text or _dumped(found))
                 lines.append(line)
+                logprobs.append(said)
             else:
                 left.append((line, reason, found))
         before = pa.array(texts, pa.string())
     with clock.step("redact"):
         redacted, _ = redact_batch(before, redactor)
         originals = _originals(before, redacted)
+        logprobs = still_said(logprobs, before, redacted, counts)
         rejected = _rejected(block, left, redactor)
         torn = _damaged(block, damaged, redactor)
     with clock.step("read"):
@@ -104,7 +109,13 @@ def ingest(plan: IngestPlan, task: tuple[int, Block]) -> Ingested:
             (hash64(conversation), each.hashes[-1])
             for conversation, each in _traces(plan, [exchange for _, _, exchange in left])
         ]
-        table = pa.table({"exchange": redacted, "line": pa.array(lines, pa.int64())})
+        table = pa.table(
+            {
+                "exchange": redacted,
+                "line": pa.array(lines, pa.int64()),
+                "logprobs": pa.array(logprobs, pa.string()),
+            }
+        )
         write_spool(plan.scratch, "read", number, table)
     counts["exchanges"] += len(kept) + len(left)
     counts["selected"] += len(kept)

@@ -16,6 +16,7 @@ from .audit import COLUMNS, Audit, Audited, AuditRow, asked_text, audit, standin
 from .fingerprints import hash64
 from .passes import Rows, Work
 from .relabel import Relabel, RelabelRow, relabel
+from .samples import shares
 from .split import TEST, VALIDATION
 from .spool import cells, read_spool
 from .verdicts import Verdicts
@@ -79,6 +80,8 @@ def ask_again(
     verdicts.take_back(decided, "audit")
     verdicts.weight[decided] = 1.0  # the audit's doubt was about the answer before
     _answer(verdicts, rows, answers)
+    given = zip(numbers.tolist(), results, strict=True)
+    verdicts.samples.update({row: shares(each.samples) for row, each in given if row in verdicts.answers})
     return facts
 
 

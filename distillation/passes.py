@@ -11,6 +11,7 @@ from typing import Any
 from potstill.dataset import SEALED, example_schema
 from potstill.errors import DamagedInput, DamagedLine
 from potstill.feedback_join import read_feedback_line
+from potstill.logprobs import LOGPROBS, schema
 from potstill.progress import Progress
 from potstill.prompt import Parts
 
@@ -190,23 +191,27 @@ def deliver_blocks(work: Work, out: Path, rows: Rows, verdicts: Verdicts) -> Non
     import pyarrow.parquet as pq
 
     (out / SEALED).parent.mkdir(parents=True, exist_ok=True)
-    paths = [out / "train.parquet", out / "validation.parquet", out / SEALED]
+    paths = [out / "train.parquet", out / "validation.parquet", out / SEALED, out / LOGPROBS]
+    schemas = [example_schema()] * 3 + [schema()]
     # Dictionaries pay where values repeat; over a million different prompts they are built to be thrown away.
     options: dict[str, Any] = {"compression": "zstd", "use_dictionary": ["tools", "learn", "metadata"]}
-    writers = [pq.ParquetWriter(path, example_schema(), **options) for path in paths]
+    writers = [pq.ParquetWriter(path, kind, **options) for path, kind in zip(paths, schemas, strict=True)]
     plan = DeliverPlan(work.scratch, tuple(verdicts.reasons))
     try:
         with Progress("write", rows.size) as progress:
             for each in work.runtime.map(deliver, plan, _slices(rows, verdicts)):
-                for writer, table in zip(writers, each.splits, strict=True):
+                for writer, table in zip(writers, [*each.splits, each.logprobs], strict=True):
                     if len(table):
                         writer.write_table(table)
                 work.rejected.add(each.rejected)
                 work.clock.seconds.update(each.seconds)
+                work.steps.update(each.counts)
                 progress.advance(sum(map(len, each.splits)) + len(each.rejected))
     finally:
         for writer in writers:
             writer.close()
+    if not any(name.startswith("logprobs") for name in work.steps):
+        (out / LOGPROBS).unlink()
 
 
 def _slices(rows: Rows, verdicts: Verdicts) -> Any:
@@ -223,4 +228,5 @@ def _slices(rows: Rows, verdicts: Verdicts) -> Any:
         yield Slice(
             block, file, verdicts.place[here], verdicts.reason[here], dict(zip(out.tolist(), ids, strict=True)),
             verdicts.weight[here], verdicts.count[here], verdicts.cluster[here], verdicts.whole[here], answers,
+            {at: verdicts.samples[start + at] for at in answers if start + at in verdicts.samples},
         )  # fmt: skip

@@ -45,6 +45,7 @@ from .rejections import Rejections
 from .relabel import Relabel
 from .runtime import runtime_of
 from .sample import Budget
+from .samples import Samples
 from .semantic import Semantic
 from .settle import (
     against_poison,
@@ -138,6 +139,7 @@ class Settings(Section):
     poisoning: Poisoning = Poisoning()
     audit: Audit = Audit()
     relabel: Relabel | None = None
+    samples: Samples = "first"  # of a teacher asked for several answers: learn the first, or all by share
     preferences: bool = True  # pairs for DPO and opinions for KTO, written beside the splits
     boilerplate: Boilerplate | None = Boilerplate()
     budget: Budget = Budget()
@@ -208,6 +210,7 @@ def describe_rows(settings: Settings, shared: Shared, work: Work, logged: Logged
         threshold=settings.duplicates.threshold,
         turns=settings.turns,
         longest_prompt=settings.longest_prompt,
+        samples=settings.samples,
     )
     rows = describe_blocks(work, plan, logged)
     work.steps["valid"] = int(rows.numbers["teaches"].sum())
@@ -287,6 +290,8 @@ def settle(
         audited = audit_teacher(settings.audit, task, standing, work, rows, verdicts)
     facts["audit"], facts["audit_card"] = audited.facts, list(audited.card)
     facts["relabel"] = ask_again(settings.relabel, task, audited, work, rows, verdicts, shared.work_dir / "relabel")
+    if settings.samples == "first":
+        verdicts.samples.clear()
     write_audit(audited, out)
     verdicts.leave_out_for(verdicts.learning() & ~rows.numbers["teaches"], OWN_REFUSAL)
     if settings.corrections.train_on == "corrected":
@@ -296,7 +301,7 @@ def settle(
     verdicts.weight[rows.numbers["corrected"]] = settings.corrections.weight
     most = settings.duplicates.most if settings.duplicates.weight == "count" else 1
     with work.clock.step("fold"):
-        fold(verdicts, rows.numbers, rows.numbers["answer"], most=most)
+        fold(verdicts, rows.numbers, rows.numbers["answer"], most=most, samples=settings.samples)
     spend_budget(settings.budget, work, rows, verdicts)
     refuse_empty(work, verdicts)
     return facts
@@ -319,9 +324,10 @@ def facts_of(work: Work, verdicts: Verdicts, rule: PromptRule, leaks: Json) -> J
     """What the manifest and the card say of the dataset. Fails on any leak."""
     if any(leaks.values()):
         raise DamagedInput(f"splits overlap: {leaks}; this is a fault of the splitter, please report it")
-    steps = work.steps
+    steps, counts = work.steps, verdicts.counts()
+    counts["train"] += steps["further samples"]
     return {
-        "rows": verdicts.counts(),
+        "rows": counts,
         "read": {"lines": steps["lines"], "damaged": steps["damaged"]},
         "steps": dict(steps),
         "rejections": work.rejected.reasons(),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from .samples import Samples
 from .split import TEST, TRAIN, VALIDATION
 
 OWN_FILTER, OWN_REFUSAL = 0, 1  # reasons that stand in the row itself
@@ -26,6 +27,7 @@ class Verdicts:
     cluster: Any
     whole: Any  # mask of the rows whose every assistant turn is learnt
     answers: dict[int, str] = field(default_factory=dict)
+    samples: dict[int, dict[str, float]] = field(default_factory=dict)  # what a teacher asked again said, and how often
     reasons: dict[tuple[str, str], int] = field(default_factory=lambda: {("filter", ""): 0, ("validate", ""): 1})
 
     @classmethod
@@ -104,12 +106,13 @@ def seen_before(ids: Any) -> Any:
     return again
 
 
-def fold(verdicts: Verdicts, rows: Any, answers: Any, *, most: float) -> None:
+def fold(verdicts: Verdicts, rows: Any, answers: Any, *, most: float, samples: Samples = "first") -> None:
     """Leave one row a cluster in training and validation: corrected rows first, then the answer most given.
 
     Prompts of different length in turns are never duplicates: the turns of one long conversation look alike, and each
     asks for another answer. Corrected rows that disagree among themselves are all kept apart by answer: people are
     not voted down. The row that stays carries the number of rows it stands for, as weight too (at most `most`).
+    With all `samples`, duplicates are samples of one answer: a row an answer stays, and they share the weight.
     """
     import numpy as np
 
@@ -123,7 +126,9 @@ def fold(verdicts: Verdicts, rows: Any, answers: Any, *, most: float) -> None:
     exact: dict[str, list[tuple[int, int]]] = defaultdict(list)
     for start, end in zip(starts, ends, strict=True):
         if end - start > 1:
-            for row, twin in _folded(order[start:end].tolist(), rows["corrected"], answers, verdicts, most):
+            members = order[start:end].tolist()
+            how = samples if verdicts.place[members[0]] == TRAIN else "first"
+            for row, twin in _folded(members, rows["corrected"], answers, verdicts, most, how):
                 kind = "exact" if rows["request"][row] == rows["request"][twin] else "near"
                 exact[kind].append((row, twin))
     for kind, words in (("exact", "exact duplicate of"), ("near", "near-duplicate of")):
@@ -132,11 +137,13 @@ def fold(verdicts: Verdicts, rows: Any, answers: Any, *, most: float) -> None:
             verdicts.leave_out(pairs[:, 0], "fold", words, pairs[:, 1])
 
 
-def _folded(members: list[int], corrected: Any, answers: Any, verdicts: Verdicts, most: float) -> list[tuple[int, int]]:
+def _folded(
+    members: list[int], corrected: Any, answers: Any, verdicts: Verdicts, most: float, samples: Samples
+) -> list[tuple[int, int]]:
     people = [row for row in members if corrected[row]]
     pool = people or members
     votes = Counter(int(answers[row]) for row in pool)
-    winners: Mapping[int, int] = votes if people else dict(votes.most_common(1))
+    winners: Mapping[int, int] = votes if people or samples == "all" else dict(votes.most_common(1))
     chosen = {answer: next(row for row in pool if answers[row] == answer) for answer in winners}
     first = next(iter(chosen.values()))
     out = []
@@ -145,6 +152,11 @@ def _folded(members: list[int], corrected: Any, answers: Any, verdicts: Verdicts
             twin = chosen.get(int(answers[row]), first)
             verdicts.count[twin] += 1
             out.append((row, twin))
-    for row in chosen.values():
-        verdicts.weight[row] *= min(verdicts.count[row], most)
+    if people or len(winners) == 1:
+        for row in chosen.values():
+            verdicts.weight[row] *= min(verdicts.count[row], most)
+        return out
+    whole = min(len(members), most)
+    for answer, row in chosen.items():
+        verdicts.weight[row] *= whole * votes[answer] / len(members)
     return out

@@ -9,12 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from potstill.intervals import Resampling, as_json, decide, estimate, paired_difference
 from potstill.records import Example, Json, Prediction
 from potstill.tasks import Metric, Task
 
 from .candidates import ARTIFACT, Answer
 from .rows import HeldOut
-from .statistics import Resampling, as_json, decide, estimate, paired_difference
 
 Basis = Literal["quality", "agreement"]
 Predictions = Mapping[str, Sequence[Prediction]]

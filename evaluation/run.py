@@ -20,6 +20,7 @@ from pydantic import Field
 
 from potstill.contract import Contract
 from potstill.errors import EngineFailure, ParityMismatch, RecipeError
+from potstill.intervals import Resampling
 from potstill.manifest import Input, Manifest, read_manifest, sha256_file, sha256_json, write_atomically
 from potstill.progress import say
 from potstill.recipe import PathText, Section
@@ -43,7 +44,6 @@ from .report import (
 )
 from .report_html import write_html
 from .rows import HeldOut, read_held_out
-from .statistics import Resampling
 
 NOUN: Noun = "report"
 NEEDS: tuple[Noun, ...] = ("dataset", "adapter", "artifact")

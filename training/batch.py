@@ -26,7 +26,7 @@ class Batch:
     """T tokens of R rows, N of them learnt.
 
     input_ids, position_ids [1, T]; learnt_at [N]: the place of the hidden state that predicts the token;
-    targets [N]: the token; row_of [N]: its row (0 .. R-1); weights [N]: its row's weight.
+    targets [N]: the token; row_of [N]: its row (0 .. R-1); weights [N]: its weight.
     """
 
     units: tuple[Unit, ...]
@@ -51,7 +51,7 @@ class Batch:
             for first, end in row.learnt:
                 learnt_at += range(start + first - 1, start + end - 1)
                 row_of += [number] * (end - first)
-                weights += [row.weight] * (end - first)
+            weights += row.token_weights()
             start += len(row.token_ids)
 
         def on(values: Any, kind: torch.dtype) -> Tensor:

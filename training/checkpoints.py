@@ -121,9 +121,15 @@ def newest(folder: Path, run: Mapping[str, str]) -> tuple[Path, dict[str, Any], 
 
 
 def _clear_half_made(folder: Path) -> None:
-    for pattern in (".step-*.building", ".step-*.aside"):
-        for path in [*folder.glob(pattern), *folder.glob(f"best/{pattern}")]:
+    """Remove what a killed process was writing, and put back what it was about to replace."""
+    for path in [*folder.glob(".*.building"), *folder.glob("best/.*.building")]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in [*folder.glob(".*.aside"), *folder.glob("best/.*.aside")]:
+        final = path.with_name(path.name[1:].removesuffix(".aside"))
+        if final.exists():
             shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.rename(path, final)
 
 
 def save_step(folder: Path, step: int, tensors: Mapping[str, Any], state: Json) -> None:

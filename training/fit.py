@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +14,12 @@ from potstill.stage import Shared
 
 from .loop import Plan, device_of, train
 from .model import student, whole
-from .objectives.answers import Answers
+from .objectives import Objective
 from .packing import Stream, Unit
 from .rows import Tokenised
 from .scoring import Scorer
 from .speed import flops_a_token, matrix_product_flops
+from .then import Judged, keep_finished, learn_judged, take_finished
 from .watch import Watch
 
 if TYPE_CHECKING:
@@ -32,13 +34,35 @@ def fit(
     rows: Tokenised,
     held: Tokenised,
     validation: Sequence[Example],
+    judged: Judged | None,
     out: Path,
+    objective: Objective,
 ) -> Json:
-    """Train and leave the best adapter in `out/adapter`; returns the figures for the manifest."""
+    """Train and leave the best adapter in `out/adapter`; returns the figures for the manifest.
+
+    With `judged`, preferences are learnt in a second phase; a run killed there goes on there.
+    """
     from .run import resolved_quantization
 
     quantization = resolved_quantization(settings)
     model = make_student(settings, base, quantization)
+    score = Scorer(shared, model, tokenizer, validation, settings.score_rows, Contract.read(out))
+    figures = take_finished(out / "checkpoints", model) if judged else None
+    if figures is None:
+        figures = learn_answers(settings, model, objective, rows, held, score, out)
+        figures |= {"method": settings.method, "quantization": quantization}
+    if judged is not None and settings.then is not None:
+        keep_finished(out / "checkpoints", model, figures)
+        figures |= {"then": learn_judged(settings.then, judged, model, then_plan(settings), out, settings, score)}
+    model.save_pretrained(out / "adapter")
+    (out / "adapter" / "README.md").unlink(missing_ok=True)  # peft's template card; ours is the manifest
+    return figures
+
+
+def learn_answers(
+    settings: Settings, model: Any, objective: Objective, rows: Tokenised, held: Tokenised, score: Scorer, out: Path
+) -> Json:
+    """The first phase: supervised fine-tuning or distillation. The best weights are left in the model."""
     units, held_units = units_of(rows), units_of(held)
     stream = Stream(
         units,
@@ -57,14 +81,9 @@ def fit(
         f"training {len(rows.rows):,} rows ({rows.tokens:,} tokens, {rows.supervised_tokens:,} learnt), "
         f"{stream.steps:,} steps"
     )
-    score = Scorer(shared, model, tokenizer, validation, settings.score_rows, Contract.read(out))
-    done = train(model, Answers(units), stream, held_units, plan_of(settings), watch, out / "checkpoints", score)
-    learnt = watch.verdict()
-    model.save_pretrained(out / "adapter")
-    (out / "adapter" / "README.md").unlink(missing_ok=True)  # peft's template card; ours is the manifest
-    return learnt | {
-        "method": settings.method,
-        "quantization": quantization,
+    done = train(model, objective, stream, held_units, plan_of(settings), watch, out / "checkpoints", score)
+    return watch.verdict() | {
+        "objective": {"name": objective.name, **getattr(objective, "facts", {})},
         "tokens_an_epoch": rows.tokens,
         "supervised_tokens_an_epoch": rows.supervised_tokens,
         "best_checkpoint_step": done.best_step,
@@ -90,6 +109,12 @@ def make_student(settings: Settings, base: Path, quantization: Any) -> Any:
 def units_of(tokenised: Tokenised) -> list[Unit]:
     """Each row alone: what supervised fine-tuning learns from."""
     return [Unit(row.id, (row,)) for row in tokenised.rows]
+
+
+def then_plan(settings: Settings) -> Plan:
+    """The plan of the second phase: the first one's with its own learning rate."""
+    assert settings.then is not None
+    return replace(plan_of(settings), learning_rate=settings.then.learning_rate)
 
 
 def plan_of(settings: Settings) -> Plan:

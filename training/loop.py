@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,13 @@ from potstill.records import Json
 
 from . import checkpoints
 from .batch import Batch, token_scores
-from .objectives import Objective
+from .objectives import Generates, Objective
 from .optimizer import MasterAdamW, Schedule, learning_rate
 from .packing import Stream, Unit, micro_batches, units_digest
 from .scoring import Score
 from .watch import Watch, refuse_not_finite
 
-LOSS_SHARE = 0.01  # of the validation loss in what the best is chosen by: it decides between equal scores
+LOSS_SHARE = 0.01  # what the validation loss, as a share of the first one, counts beside the score: it breaks ties
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,7 @@ class Progressed:
     """
 
     step: int = 0
+    first_loss: float | None = None
     best: float | None = None
     best_step: int = 0
     stale: int = 0
@@ -82,7 +83,7 @@ def train(
     with checkpoints.locked(folder):
         model.train()
         with torch.random.fork_rng():  # else a resumed run, which finds it prepared, would draw other numbers
-            objective.prepare(model, [*stream.units, *held], folder)
+            objective.prepare(model, [*stream.units, *held], folder)  # the model stands where the phase began
         optimizer = MasterAdamW(
             model.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, paged_8bit=plan.paged_8bit
         )
@@ -117,6 +118,8 @@ def learn(
     """One step: the gradient of its units, and the update from it."""
     watch.begin(done.step)
     units = stream.step(done.step)
+    if isinstance(objective, Generates):
+        units = objective.generate(model, units, done.step)
     loss, extra = gradient(model, objective, units, plan.micro_tokens)
     rate = learning_rate(
         done.step, stream.steps, peak=plan.learning_rate, warmup_share=plan.warmup_share, schedule=plan.schedule
@@ -131,6 +134,7 @@ def gradient(
     model: Any, objective: Objective, units: Sequence[Unit], micro_tokens: int
 ) -> tuple[float, dict[str, float]]:
     """Leave a step's gradient in the parameters; returns its loss and the means of further figures."""
+    objective.begin(model, units)
     normaliser = objective.normaliser(units)
     total, sums = 0.0, dict[str, tuple[float, float]]()
     for micro in micro_batches(units, micro_tokens):
@@ -151,6 +155,7 @@ def held_out_loss(
     total, sums = 0.0, dict[str, tuple[float, float]]()
     was_training = model.training
     model.eval()
+    objective.begin(model, held)
     for micro in micro_batches(held, micro_tokens):
         batch = Batch.of(micro, device_of(model))
         scores, hits = token_scores(model, batch, objective.scores)
@@ -192,7 +197,8 @@ def evaluate(
     if found is not None:
         values |= {"eval_score": found.value, "eval_score_low": found.low, "eval_score_high": found.high}
     watch.evaluated(done.step, {name: value for name, value in values.items() if value is not None})
-    selection = (found.value if found is not None else 0.0) - LOSS_SHARE * min(loss, 20.0)
+    done.first_loss = loss if done.first_loss is None else done.first_loss
+    selection = (found.value if found is not None else 0.0) - LOSS_SHARE * min(loss / max(done.first_loss, 1e-9), 10.0)
     if done.best is None or selection > done.best:
         best.keep(done.step, {name: each for name, each in model.named_parameters() if each.requires_grad})
         done.best, done.best_step, done.stale = selection, done.step, 0
@@ -214,6 +220,7 @@ def identity(
         "rows and their order": stream.digest,
         "validation rows": units_digest(held),
         "objective": objective.name,
+        "what is remembered": ", ".join(each.name for each in fields(Progressed)),
         "trained weights": str([list(each.shape) for each in optimizer.parameters]),
     }
 

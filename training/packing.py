@@ -11,7 +11,7 @@ import json
 import random
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 from .rows import Row
@@ -104,14 +104,13 @@ class Stream:
 
 
 def units_digest(units: Sequence[Unit]) -> str:
-    """Sixteen hex digits of units: ids, tokens, what is learnt of them, weights."""
-    return _digest(
-        [[unit.id, [[row.id, row.token_ids, row.learnt, row.weight] for row in unit.rows]] for unit in units]
-    )
+    """Sixteen hex digits of units: ids, tokens, what is learnt of them, weights, and whatever else a row has."""
+    names = [each.name for each in fields(Row)]
+    return _digest([[unit.id, [[getattr(row, name) for name in names] for row in unit.rows]] for unit in units])
 
 
 def _digest(value: object) -> str:
-    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(value, default=repr).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=2)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from potstill import chat
@@ -19,12 +19,14 @@ class Row:
     """One training row: its example's id, its token ids, and the spans of them that are learnt (in order, apart).
 
     No span starts at 0: the token before a row belongs to another row, which must not predict it.
+    With a `rationale_weight` the last span is the rationale: its tokens together weigh so much of the answers' tokens.
     """
 
     id: str
     token_ids: list[int]
     learnt: tuple[Span, ...]
     weight: float = 1.0
+    rationale_weight: float = 0.0
 
     @property
     def labels(self) -> list[int]:
@@ -38,9 +40,29 @@ class Row:
         return sum(end - start for start, end in self.learnt)
 
     @property
+    def turns(self) -> tuple[Span, ...]:
+        """The learnt spans that are turns of the assistant: all but a rationale."""
+        return self.learnt[:-1] if self.rationale_weight else self.learnt
+
+    @property
+    def answer(self) -> Span:
+        """The span of the answer: the last turn."""
+        return self.turns[-1]
+
+    @property
+    def turn_tokens(self) -> int:
+        return sum(end - start for start, end in self.turns)
+
+    @property
     def longest_turn(self) -> int:
-        """Tokens of the longest learnt span."""
-        return max((end - start for start, end in self.learnt), default=0)
+        """Tokens of the longest turn that is learnt: what serving may have to write."""
+        return max((end - start for start, end in self.turns), default=0)
+
+    def token_weights(self) -> list[float]:
+        """The weight of each learnt token, in order."""
+        rationale = self.supervised_tokens - self.turn_tokens
+        each = self.weight * self.rationale_weight * self.turn_tokens / max(rationale, 1)
+        return [self.weight] * self.turn_tokens + [each] * rationale
 
     def pieces(self) -> list[tuple[bool, list[int]]]:
         """The row cut where learning begins and ends: (learnt, token ids) in order, none empty."""
@@ -67,9 +89,12 @@ class Tokenised:
         return sum(row.supervised_tokens for row in self.rows)
 
 
-def tokenise(tokenizer: Any, examples: Sequence[Example], window: int) -> Tokenised:
+def tokenise(tokenizer: Any, examples: Sequence[Example], window: int, rationale_weight: float = 0.0) -> Tokenised:
     """Token rows of examples, each with its example's weight. `window` in tokens.
 
+    With a `rationale_weight` the rationale of an example follows its answer, where the window has room for both: the
+    student answers first, and serving stops at the end of the turn, before it. What the student gains is the gradient
+    (Hsieh et al. 2023, "Distilling Step-by-Step!", where the loss is answer + weight * rationale, each its own mean).
     Raises ParityMismatch for a whole conversation whose earlier turns the chat template rewrites.
     """
     rows, too_long = [], []
@@ -78,6 +103,8 @@ def tokenise(tokenizer: Any, examples: Sequence[Example], window: int) -> Tokeni
         if len(row.token_ids) > window:
             too_long.append(example.id)
             continue
+        if rationale_weight and example.rationale:
+            row = _reasoned(tokenizer, row, example.rationale, rationale_weight, window)
         rows.append(row)
     return Tokenised(rows, too_long)
 
@@ -90,6 +117,15 @@ def _row(tokenizer: Any, example: Example) -> Row:
         return Row(example.id, whole.token_ids, whole.learnt, example.weight)
     prompt, answer = chat.prompt_and_completion(tokenizer, example.messages, example.tools, example.answer)
     return Row(example.id, prompt + answer, ((len(prompt), len(prompt) + len(answer)),), example.weight)
+
+
+def _reasoned(tokenizer: Any, row: Row, rationale: str, weight: float, window: int) -> Row:
+    """The row with its rationale behind it; as it is when that does not fit: half a reason teaches wrong."""
+    gap, said = chat.rationale_after_answer(tokenizer, rationale)
+    ids = [*row.token_ids, *gap, *said]
+    if len(ids) > window:
+        return row
+    return replace(row, token_ids=ids, learnt=(*row.learnt, (len(ids) - len(said), len(ids))), rationale_weight=weight)
 
 
 def refuse_nothing_to_learn(tokenised: Tokenised, window: int) -> None:

@@ -1,7 +1,7 @@
 """Train: dataset -> adapter.
 
 In:  `dataset-<key>/` (train and validation rows; the test split is sealed), a base model.
-Out: `adapter-<key>/` with `adapter/` (PEFT), `tokenizer/`, `contract.json`, `trainer_log.jsonl`.
+Out: `adapter-<key>/` with `adapter/` (PEFT), `tokenizer/`, `contract.json`, `trainer_log.jsonl` (`then_log.jsonl`).
 Run: `potstill train RECIPE`; a run that was stopped goes on from its last checkpoint.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from potstill import chat, models
 from potstill.contract import Contract
@@ -22,7 +22,9 @@ from potstill.recipe import Section
 from potstill.records import Example, Json
 from potstill.stage import Noun, Shared, Upstream
 
+from .distil import Distil, teacher_input
 from .rows import Tokenised, refuse_nothing_to_learn, tokenise
+from .then import Then, read_judged
 
 NOUN: Noun = "adapter"
 NEEDS: tuple[Noun, ...] = ("dataset",)
@@ -41,6 +43,7 @@ class Lora(Section):
 class Settings(Section):
     """Section `train` of a recipe. Lengths are in tokens."""
 
+    objective: Literal["sft", "logits", "on_policy"] = "sft"
     method: Literal["qlora", "lora", "full"] = "qlora"
     quantization: Literal["auto", "none", "nf4"] = "auto"
     chat_template: Literal["auto", "base", "chatml"] = "auto"
@@ -61,12 +64,28 @@ class Settings(Section):
     patience: Annotated[int, Field(ge=1)] | None = None
     checkpoint_minutes: Annotated[float, Field(gt=0)] = 5.0
     checkpoint_steps: Annotated[int, Field(ge=1)] | None = None
+    rationale_weight: Annotated[float, Field(ge=0, le=10)] = 0.0
+    distil: Distil = Distil()
     seed: int = 0
+    then: Then | None = None
+
+    @model_validator(mode="after")
+    def _probabilities_are_to_be_had(self) -> Settings:
+        if self.objective == "on_policy" and self.distil.teacher is None:
+            raise ValueError("objective on_policy asks a teacher at every step: name an open model in distil.teacher")
+        if self.objective == "logits" and self.distil.teacher is None and self.distil.temperature != 1:
+            raise ValueError(
+                "distil.temperature other than 1 needs distil.teacher: a log has no probabilities at another one"
+            )
+        return self
 
 
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
-    """The base model, by content."""
-    return [base_input(shared.base_model)]
+    """The base model and the teacher, where one is asked, by content."""
+    found = [base_input(shared.base_model)]
+    if settings.objective != "sft" and settings.distil.teacher is not None:
+        found.append(teacher_input(settings.distil.teacher))
+    return found
 
 
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
@@ -77,16 +96,19 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
 
     base = resolve_base(shared.base_model, shared.cache_dir)
     tokenizer = load_student_tokenizer(settings, base.path, train)
-    rows = tokenise(tokenizer, train, settings.window)
+    rows = tokenise(tokenizer, train, settings.window, settings.rationale_weight)
     refuse_nothing_to_learn(rows, settings.window)
     held = tokenise(tokenizer, validation, settings.window)
+    judged = read_judged(settings.then, tokenizer, dataset, settings.window, settings.seed) if settings.then else None
 
     write_contract(shared, settings, dataset, tokenizer, train, rows, out)
     tokenizer.save_pretrained(out / "tokenizer")
     from .checkpoints import discard
-    from .fit import fit
+    from .fit import fit, units_of
+    from .objectives.choose import first_objective
 
-    learnt = fit(settings, shared, base.path, tokenizer, rows, held, validation, out)
+    objective = first_objective(settings, shared, dataset, tokenizer, units_of(rows), units_of(held))
+    learnt = fit(settings, shared, base.path, tokenizer, rows, held, validation, judged, out, objective)
     discard(out / "checkpoints")
     return {
         "base": {"spec": base.spec, "digest": base.digest, "path": str(base.path)},
@@ -131,7 +153,7 @@ def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
     base = resolve_base(shared.base_model, shared.cache_dir)
     train = read_examples(upstream["dataset"], "train")
     tokenizer = load_student_tokenizer(settings, base.path, train)
-    rows = tokenise(tokenizer, train, settings.window)
+    rows = tokenise(tokenizer, train, settings.window, settings.rationale_weight)
     refuse_nothing_to_learn(rows, settings.window)
     shown = max(rows.rows, key=lambda row: len(row.learnt))
     return {
@@ -139,11 +161,20 @@ def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
         "tokens_an_epoch": rows.tokens,
         "supervised_tokens_an_epoch": rows.supervised_tokens,
         "rows_too_long": rows.too_long,
+        **then_preview(settings, tokenizer, upstream["dataset"]),
         "example": {
             "id": shown.id,
             "spans": [{"learnt": learnt, "text": tokenizer.decode(ids)} for learnt, ids in shown.pieces()],
         },
     }
+
+
+def then_preview(settings: Settings, tokenizer: Any, dataset: Path) -> Json:
+    """What the second phase would learn from; nothing where there is none."""
+    if settings.then is None:
+        return {}
+    judged = read_judged(settings.then, tokenizer, dataset, settings.window, settings.seed)
+    return {"then": {"objective": settings.then.objective, **judged.facts}}
 
 
 def resolved_quantization(settings: Settings) -> Literal["none", "nf4"]:

@@ -186,6 +186,10 @@ class Watch:
                 f"nothing learned: {what} {first:.4f} at the start, {last:.4f} at best; "
                 "check the answers, raise train.learning_rate or train.epochs"
             )
+        return self.figures()
+
+    def figures(self) -> Json:
+        """The phase's figures, whatever was learnt."""
         share = self.share_of_peak()
         scored = [each for each in self.evaluations if "eval_score" in each]
         return {

@@ -169,11 +169,15 @@ def _document(block: Json, where: str) -> Json:
     return {"type": "file", "file": file}
 
 
-def _assistant(held: object, where: str) -> Message:
-    """An assistant's turn: its text blocks joined (citations split a text into blocks), its tool uses as calls."""
+def _assistant(held: object, where: str, *, answer: bool = False) -> Message:
+    """An assistant's turn: its text blocks joined (citations split a text into blocks), its tool uses as calls.
+
+    The thinking of an `answer` is kept as `reasoning_content`; that of earlier turns is no part of a prompt.
+    """
     if isinstance(held, str):
         return {"role": "assistant", "content": held}
     words: list[str] = []
+    thoughts: list[str] = []
     calls: list[Json] = []
     for at, each in enumerate(a_list(held, where)):
         place = f"{where}[{at}]"
@@ -183,9 +187,13 @@ def _assistant(held: object, where: str) -> Message:
             words.append(a_text(block.get("text"), f"{place}.text"))
         elif kind == "tool_use":
             calls.append(_call(block, place))
+        elif kind == "thinking" and isinstance(block.get("thinking"), str):
+            thoughts.append(block["thinking"])
         elif kind not in _THOUGHT:
             raise DamagedLine(f"{place}.type: found {kind!r:.40}, expected text, tool_use or thinking")
     made: Message = {"role": "assistant", "content": "".join(words) if words else None}
+    if thoughts and answer:
+        made["reasoning_content"] = "\n\n".join(thoughts)
     return {**made, "tool_calls": calls} if calls else made
 
 
@@ -234,7 +242,7 @@ def response(body: Json, where: str = "response") -> Json:
     if "content" not in body:
         raise wrong(f"{where}.content", None, "content blocks")
     return normal.completion(
-        _assistant(body["content"], f"{where}.content"),
+        _assistant(body["content"], f"{where}.content", answer=True),
         normal.finish_reason(body.get("stop_reason"), f"{where}.stop_reason"),
         usage(body.get("usage"), f"{where}.usage"),
         id=identity(body.get("id"), f"{where}.id"),

@@ -81,6 +81,9 @@ def _chat(events: list[Json], where: str) -> Json:
                 choice["finish_reason"] = a_text(found["finish_reason"], f"{spot}.finish_reason")
             if found.get("delta") is not None:
                 _add_delta(choice["message"], an_object(found["delta"], f"{spot}.delta"), f"{spot}.delta")
+            if isinstance(found.get("logprobs"), dict) and found["logprobs"].get("content"):
+                said = choice.setdefault("logprobs", {"content": []})
+                said["content"] += a_list(found["logprobs"]["content"], f"{spot}.logprobs.content")
     if not choices or any(each["finish_reason"] is None for each in choices.values()):
         raise DamagedLine(f"{where}: the stream breaks off: no chunk has a finish_reason")
     whole["choices"] = [choices[index] for index in sorted(choices)]
@@ -151,7 +154,11 @@ def _anthropic(events: list[Json], where: str) -> Json:
 
 
 def _add_block_delta(block: Json, delta: Json, where: str) -> None:
-    joined = {"text_delta": ("text", "text"), "input_json_delta": ("partial_json", "json")}
+    joined = {
+        "text_delta": ("text", "text"),
+        "input_json_delta": ("partial_json", "json"),
+        "thinking_delta": ("thinking", "thinking"),
+    }
     source, target = joined.get(str(delta.get("type")), ("", ""))
     if source:
         so_far = block.get(target) or ""

@@ -119,6 +119,14 @@ def prompt_and_completion(
     return prompt, encode(tokenizer, answer + end_of_turn(tokenizer))
 
 
+def rationale_after_answer(tokenizer: Any, rationale: str) -> tuple[list[int], list[int]]:
+    """Token ids of what stands between a finished answer and its rationale (not learnt), and of the rationale.
+
+    Both come after the token that ends the turn, where serving stops: no prompt and no answer has other ids for it.
+    """
+    return encode(tokenizer, "\n"), encode(tokenizer, rationale + end_of_turn(tokenizer))
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """A whole conversation in tokens, and the span of every assistant turn with the token that ends it."""

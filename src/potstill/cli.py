@@ -45,6 +45,18 @@ def parser() -> argparse.ArgumentParser:
     )
     _recipe_command(commands, "status", "which folders are finished and which stages would run", "look:status")
 
+    sweep = _recipe_command(commands, "sweep", "train with several settings, compare on validation rows", "sweep:sweep")
+    sweep.add_argument("--trials", type=int, metavar="N", help="in all, that of the recipe as it stands included")
+    sweep.add_argument("--no-track", action="store_true", help="log no run to MLflow")
+
+    compare = _recipe_command(
+        commands, "compare-bases", "several bases trained on one slice, side by side", "compare_bases:compare_bases"
+    )
+    compare.add_argument("--bases", nargs="+", action="extend", required=True, metavar="SPEC", help="bases to compare")
+    compare.add_argument("--rows", type=int, default=500, help="rows to train on (default: 500)")
+    compare.add_argument("--judged-rows", type=int, default=500, help="validation rows, at most (default: 500)")
+    compare.add_argument("--no-track", action="store_true", help="log no run to MLflow should distill have to run")
+
     look = _command(commands, "look", "browse a dataset: rows, reasons, clusters, suspects", "look_dataset:look")
     look.add_argument("dataset", help="dataset folder, or a recipe (its newest finished dataset)")
     look.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the recipe, such as work_dir=...")

@@ -78,7 +78,7 @@ def _write_judged(path: Path, kind: type[Judged], rows_of: Mapping[OpenSplit, Se
     import pyarrow.parquet as pq
 
     for split in rows_of:
-        _refuse_sealed(split)
+        refuse_sealed(split)
     types: list[tuple[str, Any]] = [
         (each.name, pa.bool_() if each.name == "desirable" else pa.string()) for each in fields(kind)
     ]
@@ -104,7 +104,7 @@ def read_opinions(dataset: Path, split: OpenSplit) -> list[Opinion]:
 def _read_judged(path: Path, kind: type[Judged], split: OpenSplit) -> list[Judged]:
     import pyarrow.parquet as pq
 
-    _refuse_sealed(split)
+    refuse_sealed(split)
     found = []
     for row in pq.read_table(path, filters=[("split", "=", split)]).to_pylist() if path.is_file() else ():
         del row["split"]
@@ -112,7 +112,8 @@ def _read_judged(path: Path, kind: type[Judged], split: OpenSplit) -> list[Judge
     return found
 
 
-def _refuse_sealed(split: str) -> None:
+def refuse_sealed(split: str) -> None:
+    """Raise SealedSplit for any split that learning may not see."""
     if split not in ("train", "validation"):
         raise SealedSplit(f"split {split!r} is sealed: only evaluation reads it; train and validation are open")
 
@@ -130,7 +131,7 @@ def _read(path: Path) -> list[Example]:
 
 def read_examples(dataset: Path, split: OpenSplit) -> list[Example]:
     """The rows of an open split, in their stored order; raises SealedSplit for the test split."""
-    _refuse_sealed(split)
+    refuse_sealed(split)
     return _read(dataset / f"{split}.parquet")
 
 

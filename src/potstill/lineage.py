@@ -99,8 +99,11 @@ def lineage(thing: str, work_dir: Path, tracking_uri: str | None = None) -> Node
 
 
 def _manifests(work_dir: Path) -> Iterable[tuple[Path, Manifest]]:
-    """Finished folders of all recipes under a working folder (given with or without the recipe's name)."""
-    for pattern in (MANIFEST, f"*/{MANIFEST}", f"*/*/{MANIFEST}"):
+    """Finished folders of all recipes under a working folder (given with or without the recipe's name).
+
+    The deepest are those of a comparison of bases, which holds a sliced dataset and an adapter a base.
+    """
+    for pattern in (MANIFEST, f"*/{MANIFEST}", f"*/*/{MANIFEST}", f"*/*/*/{MANIFEST}"):
         for path in sorted(work_dir.glob(pattern)):
             try:
                 yield path.parent, read_manifest(path.parent, verify=False)

@@ -129,7 +129,7 @@ def run_pipeline(recipe: Recipe, modules: Mapping[str, Any], upto: str, *, track
             start = time.monotonic()
             plan = plan_stage(recipe, section, module, made)
             say(f"{section}: skipped, {plan.why} ({plan.folder.name})" if plan.done else f"{section}: {plan.why}")
-            manifest = read_manifest(plan.folder, plan.noun) if plan.done else _make(recipe, plan, module, made)
+            manifest = read_manifest(plan.folder, plan.noun) if plan.done else run_stage(recipe, plan, module, made)
             made[plan.noun] = manifest
             if not plan.done:
                 say(f"{section}: done in {time.monotonic() - start:.0f} s -> {plan.folder.name}")
@@ -149,8 +149,8 @@ def run_pipeline(recipe: Recipe, modules: Mapping[str, Any], upto: str, *, track
     return outcome
 
 
-def _make(recipe: Recipe, plan: Plan, module: Any, made: Mapping[Noun, Manifest | None]) -> Manifest:
-    """Run one stage into its folder and seal it with the manifest."""
+def run_stage(recipe: Recipe, plan: Plan, module: Any, made: Mapping[Noun, Manifest | None]) -> Manifest:
+    """Run one stage, as planned, into its folder and seal it with the manifest. Raises what the stage raises."""
     if plan.folder.is_dir() and plan.noun not in RESUMABLE:
         shutil.rmtree(plan.folder)
     plan.folder.mkdir(parents=True, exist_ok=True)

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
@@ -23,7 +23,14 @@ from potstill.errors import RecipeError
 from potstill.records import Json
 from potstill.stage import Shared
 from potstill.tasks import task_from
-from potstill.yaml_positions import KeyPath, LocatedStr, Positioned, apply_overrides, read_positioned
+from potstill.yaml_positions import (
+    KeyPath,
+    LocatedStr,
+    Positioned,
+    apply_overrides,
+    place_values,
+    read_positioned,
+)
 
 SHARED_KEYS = ("name", "task", "base_model", "work_dir", "tracking_uri")
 
@@ -37,6 +44,18 @@ def _absolute(value: Any) -> Any:
 
 PathText = Annotated[str, BeforeValidator(_absolute)]
 """A path or address in a recipe: made absolute by where it was written."""
+
+
+def _model_spec(value: Any) -> Any:
+    """A relative folder or .gguf beside the recipe becomes absolute; package:... and hub ids stay."""
+    if not isinstance(value, str) or value.startswith("package:"):
+        return value
+    path = Path(_absolute(value))
+    return str(path) if path.suffix == ".gguf" or path.is_dir() or value.startswith(".") else str(value)
+
+
+ModelSpec = Annotated[str, BeforeValidator(_model_spec)]
+"""A model in a recipe: a folder, a .gguf file, package:MODULE/FILE.gguf, or a hub id."""
 
 
 class Section(BaseModel):
@@ -124,12 +143,22 @@ def recipe_json_schema(sections: Mapping[str, type[BaseModel]]) -> Json:
     return schema
 
 
-def load_recipe(path: Path, overrides: Sequence[str], sections: Mapping[str, type[BaseModel]]) -> Recipe:
-    """Read and validate; raises RecipeError with every fault, each at its place."""
+def load_recipe(
+    path: Path,
+    overrides: Sequence[str],
+    sections: Mapping[str, type[BaseModel]],
+    instead: Mapping[KeyPath, tuple[Any, KeyPath]] | None = None,
+) -> Recipe:
+    """Read and validate; raises RecipeError with every fault, each at its place.
+
+    `instead` sets keys to values that are written elsewhere in the recipe (a sweep's); faults are named there.
+    """
     document = read_positioned(path)
     if not isinstance(document.data, dict):
         raise RecipeError([f"{path}:1:1: expected a mapping with name, task and base_model"])
     origins, faults = apply_overrides(document, overrides)
+    for at, wrong in place_values(document, instead or {}):
+        faults.append(f"{_where(path, document, at, origins)}: {_dotted(at)}: {wrong}")
     faults += [f"{_where(path, document, at, origins)}: {_dotted(at)}: given twice" for at in document.duplicates]
     whole: Any = None
     try:
@@ -144,7 +173,7 @@ def load_recipe(path: Path, overrides: Sequence[str], sections: Mapping[str, typ
     shared = Shared(
         name=whole.name,
         task_definition=definition,
-        base_model=_base_model(document.data["base_model"]),
+        base_model=_model_spec(document.data["base_model"]),
         work_dir=work / whole.name,
         tracking_uri=whole.tracking_uri or f"sqlite:///{work}/mlflow.db",
         recipe_path=path.resolve(),
@@ -158,6 +187,13 @@ def load_recipe(path: Path, overrides: Sequence[str], sections: Mapping[str, typ
     )
 
 
+def place_of(path: Path, overrides: Sequence[str], at: KeyPath) -> str:
+    """`file:line:column` of a key, or the override that set it."""
+    document = read_positioned(path)
+    origins, _ = apply_overrides(document, overrides)
+    return _where(path, document, at, origins)
+
+
 def _definition(path: Path, document: Positioned, origins: Mapping[KeyPath, str], faults: list[str]) -> Json | None:
     """The task with its files read in, judged even when other sections are at fault."""
     try:
@@ -169,14 +205,6 @@ def _definition(path: Path, document: Positioned, origins: Mapping[KeyPath, str]
             key = line.partition(":")[0]
             faults.append(f"{_where(path, document, tuple(key.split('.')), origins)}: {line}")
         return None
-
-
-def _base_model(text: Any) -> str:
-    """A relative folder or .gguf beside the recipe becomes absolute; package:... and hub ids stay."""
-    if str(text).startswith("package:"):
-        return str(text)
-    path = Path(_absolute(text))
-    return str(path) if path.suffix == ".gguf" or path.is_dir() or str(text).startswith(".") else str(text)
 
 
 def _describe(
@@ -228,14 +256,17 @@ def _existing(error: Any, data: Any) -> KeyPath:
 
 def _keys_at(model: Any, at: KeyPath) -> list[str]:
     """The settings that exist at a place of the recipe."""
+    in_mapping = False
     for word in at:
-        if isinstance(word, int):
+        if isinstance(word, int) or in_mapping:
+            in_mapping = False
             continue
         info = model.model_fields.get(word)
         inner = _model_in(info.annotation) if info else None
         if inner is None:
             return []
         model = inner
+        in_mapping = info is not None and get_origin(info.annotation) is dict  # the next word is a key of its own
     return [info.alias or name for name, info in model.model_fields.items()]
 
 
@@ -250,6 +281,7 @@ def _model_in(annotation: Any) -> type[BaseModel] | None:
 
 
 def _where(path: Path, document: Positioned, at: KeyPath, origins: Mapping[KeyPath, str]) -> str:
+    at = document.written_at(at)
     for length in range(len(at), 0, -1):
         if at[:length] in origins:
             return f"command line: {origins[at[:length]]}"

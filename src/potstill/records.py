@@ -162,6 +162,7 @@ class Example:
     there is one), `teacher_answer` the canonical text of what the large model said, or None if invalid.
     `learn`: the answer alone is learnt, or every assistant turn of the conversation with it.
     `count` is the number of logged rows (duplicates of each other) that this one stands for.
+    `rationale` is the reasoning that the large model gave with `answer`, where the log has it.
     """
 
     id: str
@@ -182,6 +183,7 @@ class Example:
     latency_ms: float | None = None
     cost_usd: float | None = None
     metadata: Json = field(default_factory=dict)
+    rationale: str | None = None
 
     def as_row(self) -> Json:
         """What a person needs to recognise a rejected row."""

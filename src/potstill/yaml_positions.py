@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,11 +34,22 @@ _Loader.add_implicit_resolver(
 
 @dataclass
 class Positioned:
-    """A document as plain data, and for each key path the (line, column) where it stands, both from 1."""
+    """A document as plain data, and for each key path the (line, column) where it stands, both from 1.
+
+    `borrowed` names the key paths whose value was taken from another place of the document (`place_values`).
+    """
 
     data: Any
     positions: dict[KeyPath, tuple[int, int]] = field(default_factory=dict)
     duplicates: list[KeyPath] = field(default_factory=list)
+    borrowed: dict[KeyPath, KeyPath] = field(default_factory=dict)
+
+    def written_at(self, at: KeyPath) -> KeyPath:
+        """Where what stands at `at` was written: there, unless it was borrowed or is on the way to what was."""
+        for key, place in self.borrowed.items():
+            if key == at or (key[: len(at)] == at and at not in self.positions):
+                return place
+        return at
 
 
 def read_positioned(path: Path) -> Positioned:
@@ -124,16 +135,31 @@ def apply_overrides(document: Positioned, overrides: Sequence[str]) -> tuple[dic
         except (yaml.YAMLError, ValueError, KeyError, TypeError, RecursionError) as fault:
             faults.append(f"command line: {override}: the value is not YAML: {' '.join(str(fault).split())}")
             continue
-        words = [int(word) if word.lstrip("-").isdigit() else word for word in name.split(".")]
+        words = key_path(name)
         wrong = _set(document.data, words, value)
         if wrong:
             faults.append(f"command line: {override}: {wrong}")
         else:
-            origins[tuple(words)] = override
+            origins[words] = override
     return origins, faults
 
 
-def _set(data: Any, words: list[str | int], value: Any) -> str | None:
+def key_path(dotted: str) -> KeyPath:
+    """`train.lora.rank` as a path; numbers are places in lists."""
+    return tuple(int(word) if word.lstrip("-").isdigit() else word for word in dotted.split("."))
+
+
+def place_values(document: Positioned, values: Mapping[KeyPath, tuple[Any, KeyPath]]) -> list[tuple[KeyPath, str]]:
+    """Set values in place, each with the place of the document that it is taken from; returns what did not fit."""
+    wrong = []
+    for at, (value, place) in values.items():
+        document.borrowed[at] = place
+        if fault := _set(document.data, at, value):
+            wrong.append((at, fault))
+    return wrong
+
+
+def _set(data: Any, words: KeyPath, value: Any) -> str | None:
     for depth, word in enumerate(words[:-1]):
         if isinstance(data, list):
             if not isinstance(word, int) or not 0 <= word < len(data):

@@ -22,7 +22,10 @@ HEAVY = {"torch", "transformers", "mlflow", "ray", "trl", "peft", "datasets"}
 # the inside of training works on tensors from its first line; run.py, which every command imports, imports it late
 HEAVY_AT_TOP = {
     f"training.{name}": {"torch"}
-    for name in ("attention", "batch", "lean", "loop", "optimizer", "objectives", "objectives.answers")
+    for name in (
+        *("attention", "batch", "lean", "loop", "optimizer", "objectives", "objectives.answers", "objectives.logits"),
+        *("objectives.on_policy", "target_store", "teacher"),
+    )
 }
 COUNTS_TOKENS = {
     "distillation.lengths",
@@ -212,7 +215,10 @@ def loaded_with(module: str) -> set[str]:
     "module",
     [
         "potstill.cli",
-        *(f"potstill.commands.{name}" for name in ("look", "stages", "serve", "registry", "recipes")),
+        *(
+            f"potstill.commands.{name}"
+            for name in ("look", "stages", "compare_bases", "sweep", "serve", "registry", "recipes")
+        ),
         *("distillation.run", "training.run", "export.run", "evaluation.run", "evaluation.register"),
     ],
 )

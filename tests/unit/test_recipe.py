@@ -90,7 +90,7 @@ def test_faults_of_task_and_sections_are_reported_together(load: Load) -> None:
         (
             "epochs: 2",
             "method: qlorra",
-            "recipe.yaml:6:9: train.method: found 'qlorra', expected 'qlora' or 'lora' (did",
+            "recipe.yaml:6:9: train.method: found 'qlorra', expected 'qlora', 'lora' or 'full' (did",
         ),
         ("{epochs: 2}", "fast", "recipe.yaml:6:1: train: found 'fast'; input should be a valid dictionary"),
         ("base_model: someone/model\n", "", "recipe.yaml:1:1: base_model: missing"),

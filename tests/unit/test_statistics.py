@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from evaluation.statistics import (
+from potstill.intervals import (
     MIN_CLUSTERS,
     Difference,
     Resampling,
@@ -18,8 +18,8 @@ from evaluation.statistics import (
     paired_difference,
     rows_needed,
     verdict,
+    wilson,
 )
-from potstill.intervals import wilson
 from potstill.tasks.base import Metric
 
 ACCURACY = Metric("accuracy", {"correct": 1.0})

@@ -23,11 +23,14 @@ class Answers:
 
     def __init__(self, units: Sequence[Unit]) -> None:
         rows = [row for unit in units for row in unit.rows]
-        tokens = sum(row.supervised_tokens for row in rows)
-        self.mean_weight = sum(row.weight * row.supervised_tokens for row in rows) / max(tokens, 1)
+        tokens = sum(row.turn_tokens for row in rows)
+        self.mean_weight = sum(row.weight * row.turn_tokens for row in rows) / max(tokens, 1)
 
     def prepare(self, model: Any, units: Sequence[Unit], folder: Path) -> None:
         """Nothing stays the same."""
+
+    def begin(self, model: Any, units: Sequence[Unit]) -> None:
+        """Micro-batches share nothing."""
 
     def scores(self, logits: Tensor, batch: Batch, at: slice) -> Tensor:
         return target_log_probs(logits, batch, at)
@@ -36,7 +39,7 @@ class Answers:
         return -(scores * batch.weights).sum()
 
     def normaliser(self, units: Sequence[Unit]) -> float:
-        tokens = sum(row.supervised_tokens for unit in units for row in unit.rows)
+        tokens = sum(row.turn_tokens for unit in units for row in unit.rows)
         return max(tokens, 1) * self.mean_weight
 
     def figures(self, scores: Tensor, batch: Batch) -> dict[str, tuple[float, float]]:

@@ -18,6 +18,7 @@ from potstill.recipe import Recipe, recipe_json_schema
 from potstill.records import Json
 from potstill.stage import Noun
 from potstill.stage_finder import stage_modules
+from potstill.sweeping.spaces import refuse_faulty
 
 BYTES_A_WEIGHT = {"bf16": 2.0, "nf4": 0.56}
 
@@ -25,6 +26,7 @@ BYTES_A_WEIGHT = {"bf16": 2.0, "nf4": 0.56}
 def check(arguments: argparse.Namespace) -> int:
     """Everything that can be known of a recipe without computing: exit code 2 with every fault found."""
     recipe, modules = read(arguments.recipe, arguments.overrides)
+    refuse_faulty(recipe, sections(modules))
     faults: list[str] = []
     result: Json = {"recipe": str(recipe.path), "settings": _origins(recipe), "inputs": [], "stages": []}
     made: dict[Noun, Manifest | None] = {}

@@ -1,4 +1,4 @@
-"""Reading a recipe for a command: the sections of all stages and of the server."""
+"""Reading a recipe for a command: the sections of all stages, of the server and of the sweep."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ from pydantic import BaseModel
 from potstill.recipe import Recipe, load_recipe
 from potstill.serving.settings import ServeSettings
 from potstill.stage_finder import stage_modules
+from potstill.sweeping.settings import SweepSettings
 
 
 def sections(modules: dict[str, Any]) -> dict[str, type[BaseModel]]:
     """The settings model of every section of a recipe."""
-    return {section: module.Settings for section, module in modules.items()} | {"serve": ServeSettings}
+    return {section: module.Settings for section, module in modules.items()} | {
+        "serve": ServeSettings,
+        "sweep": SweepSettings,
+    }
 
 
 def read(path: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Any]]:
