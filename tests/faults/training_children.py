@@ -28,20 +28,37 @@ import transformers
 
 from potstill import models
 from potstill.completers import transformers as completing
-from potstill.dataset import write_examples
+from potstill.dataset import write_examples, write_preferences
 from potstill.manifest import write_manifest
 from potstill.progress import say
 from potstill.prompt import PromptRule
-from tests.stages import test_training
+from tests.stages import test_then, test_training
 from tests.stages.tiny_llama import tiny_base
-from training import attention, checkpoints, fit, loop, optimizer, run, scoring
+from training import attention, checkpoints, fit, loop, optimizer, scoring, speed
+from training.objectives import choose, preferences
 
-IMPORTED_ONCE = (peft, transformers.AutoModelForCausalLM, completing, attention, optimizer, scoring, run)
+IMPORTED_ONCE = (
+    peft,
+    transformers.AutoModelForCausalLM,
+    completing,
+    attention,
+    choose,
+    optimizer,
+    preferences,
+    scoring,
+)
 PHASES = ("loading", "step", "checkpoint", "evaluation", "closing", "done")
 VARIANTS: dict[str, dict[str, Any]] = {
     "packed, dropout, a checkpoint a step": {"lora": {"dropout": 0.2}, "checkpoint_steps": 1, "evals": 4},
     "packed, dropout, few checkpoints": {"lora": {"dropout": 0.2}, "checkpoint_steps": 3, "evals": 4},
     "unpacked, no dropout, patience": {"packing": False, "patience": 2, "checkpoint_steps": 1, "evals": 8},
+    "preferences in a second phase": {
+        "lora": {"dropout": 0.2},
+        "epochs": 0.5,
+        "evals": 2,
+        "checkpoint_steps": 1,
+        "then": {"objective": "dpo", "learning_rate": 0.01, "batch_tokens": 512},
+    },
     "packed, in small micro-batches": {"micro_tokens": 64, "checkpoint_steps": 2, "evals": 4, "seed": 5},
 }
 COMMON: dict[str, Any] = {"batch_tokens": 256, "epochs": 1.5, "score_rows": 4}
@@ -71,13 +88,15 @@ def mark_phases() -> None:
     files: Any = checkpoints
     files.write_checkpoint = in_phase("checkpoint", checkpoints.write_checkpoint)
     files.discard = in_phase("closing", checkpoints.discard)
-    fitting: Any = fit
-    fitting.matrix_product_flops = lambda device: 0.0
+    for measuring in (fit, speed):
+        changed = measuring
+        changed.matrix_product_flops = lambda device: 0.0
 
 
 def outcome(out: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """All that must be the same: every step, every evaluation, the adapter, the best step."""
-    lines = [json.loads(line) for line in (out / "trainer_log.jsonl").read_text().splitlines()]
+    logs = [each.read_text() for each in (out / "trainer_log.jsonl", out / "then_log.jsonl") if each.is_file()]
+    lines = [json.loads(line) for text in logs for line in text.splitlines()]
     fleeting = ("time", "tokens_per_second", "seconds")
     kept = [{k: v for k, v in e.items() if k not in fleeting and not k.startswith("system/")} for e in lines]
     return {
@@ -179,6 +198,12 @@ def make_dataset(folder: Path) -> Path:
     folder.mkdir(parents=True)
     write_examples(folder / "train.parquet", [test_training.example(at) for at in range(60)])
     write_examples(folder / "validation.parquet", [test_training.example(at) for at in range(300, 306)])
+    judged = {"train": [*map(test_then.judged, range(24))], "validation": [*map(test_then.judged, range(300, 320))]}
+    write_preferences(
+        folder,
+        {split: [pair for pair, _ in rows] for split, rows in judged.items()},  # type: ignore[misc]
+        {split: [] for split in judged},  # type: ignore[misc]
+    )
     facts = {"prompt_rule": PromptRule().to_json()}
     write_manifest(folder, "dataset", settings_passed={}, settings_used={}, inputs=[], facts=facts)
     return folder
