@@ -86,7 +86,7 @@ class MasterAdamW:
     def load_state(self, state: dict[str, Tensor]) -> None:
         """Take up a state that `state` gave, and write the weights back into the parameters."""
         self.master.copy_(state["master"])
-        kept = {name: value.clone() for name, value in state.items() if name != "master"}
+        kept = {name: value.clone().to(self.master.device) for name, value in state.items() if name != "master"}
         if kept:
             self.inner.state[self.master] = kept
         self.write_back()

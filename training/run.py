@@ -7,7 +7,6 @@ Run: `potstill train RECIPE`; a run that was stopped goes on from its last check
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -110,12 +109,13 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
 
     write_contract(shared, settings, dataset, tokenizer, train, rows, out)
     tokenizer.save_pretrained(out / "tokenizer")
+    from .checkpoints import discard
     from .fit import fit, units_of
     from .objectives.choose import first_objective
 
     objective = first_objective(settings, shared, dataset, tokenizer, units_of(rows), units_of(held))
     learnt = fit(settings, shared, base.path, tokenizer, rows, held, validation, judged, out, objective)
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    discard(out / "checkpoints")
     return {
         "base": {"spec": base.spec, "digest": base.digest, "path": str(base.path)},
         "rows": {"train": len(rows.rows), "validation": len(held.rows), "too_long": len(rows.too_long)},
