@@ -77,6 +77,11 @@ class Batch:
         return scores.new_zeros(self.rows).index_add(0, self.row_of, scores)
 
 
+def inner_of(model: Any) -> Any:
+    """The transformers model inside a peft model, or the model itself."""
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
 TokenScores = Callable[[Tensor, Batch, slice], Tensor]
 
 
@@ -88,7 +93,7 @@ def target_log_probs(logits: Tensor, batch: Batch, at: slice) -> Tensor:
 
 def token_scores(model: Any, batch: Batch, scores: TokenScores = target_log_probs) -> tuple[Tensor, int]:
     """[N] scores of the learnt tokens, differentiable, and how many of them are the model's first choice."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner = inner_of(model)
     with rows_apart(inner, batch.row_lengths) as rows:
         hidden = (
             inner.get_decoder()(

@@ -2,19 +2,25 @@
 
 A checkpoint is a folder, written beside its place, synced, and renamed into it; its manifest, with the sha256 of every
 file, is the last file written. Two are kept, and the best weights apart: a checkpoint that a disk has damaged is
-refused by its hash, and the one before is taken. A write that fails leaves what was there before as it was.
+refused by its hash, and the one before is taken. A write that fails leaves what was there before as it was. Best
+weights are on the disk before the checkpoint that names them.
 """
 
 from __future__ import annotations
 
 import base64
+import errno
+import fcntl
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from potstill.errors import PotstillError
 from potstill.manifest import sha256_file
 from potstill.progress import say
 from potstill.records import Json
@@ -28,23 +34,27 @@ def write_checkpoint(folder: Path, name: str, tensors: Mapping[str, Any], state:
     """Write `folder/name`; raises OSError, with nothing changed, when the disk refuses."""
     from safetensors.torch import save
 
-    final, building = folder / name, folder / f".{name}.building"
+    final, building, aside = folder / name, folder / f".{name}.building", folder / f".{name}.aside"
     shutil.rmtree(building, ignore_errors=True)
+    shutil.rmtree(aside, ignore_errors=True)
     try:
         building.mkdir(parents=True)
         flat = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
-        write_durably(building / TENSORS, save(flat))
-        write_durably(building / STATE, json.dumps(state).encode())
-        sums = {each: sha256_file(building / each) for each in (TENSORS, STATE)}
-        write_durably(building / MANIFEST, json.dumps(sums).encode())
-        _sync(building)
+        files = {TENSORS: save(flat), STATE: json.dumps(state).encode()}
+        sums = {each: hashlib.sha256(data).hexdigest() for each, data in files.items()}  # of what was meant
+        for each, data in (files | {MANIFEST: json.dumps(sums).encode()}).items():
+            write_durably(building / each, data)
+        sync_folder(building)
         if final.exists():
-            shutil.rmtree(final)  # of the same step, and refused: else it would have been resumed from
+            os.rename(final, aside)
         os.rename(building, final)
-        _sync(folder)
+        sync_folder(folder)
     except BaseException:
         shutil.rmtree(building, ignore_errors=True)
+        if aside.exists() and not final.exists():
+            os.rename(aside, final)
         raise
+    shutil.rmtree(aside, ignore_errors=True)
     return final
 
 
@@ -54,13 +64,17 @@ def write_durably(path: Path, data: bytes) -> None:
     try:
         left = memoryview(data)
         while left:
-            left = left[os.write(handle, left) :]
+            written = os.write(handle, left)
+            if written == 0:
+                raise OSError(errno.EIO, "the disk takes no bytes and says no reason", str(path))
+            left = left[written:]
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
-def _sync(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """The names in a folder, on the disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -84,42 +98,115 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], Json]:
         )
 
 
-def newest(folder: Path) -> tuple[Path, dict[str, Any], Json] | None:
-    """The newest checkpoint that is as it was written, or None; what is refused is said and left out."""
+def newest(folder: Path, run: Mapping[str, str]) -> tuple[Path, dict[str, Any], Json] | None:
+    """The newest checkpoint of this run that is as it was written, or None.
+
+    `run` is what must stand in its state: what makes a run this one and no other. What is refused is said and set
+    aside, so that no later start, after the log has been cut, finds it readable again and jumps ahead.
+    """
+    _clear_half_made(folder)
     for path in sorted(folder.glob("step-*"), reverse=True):
         try:
-            return path, *read_checkpoint(path)
+            tensors, state = read_checkpoint(path)
+            then = state.get("run", {})
+            if others := sorted(name for name in run.keys() | then.keys() if run.get(name) != then.get(name)):
+                raise ValueError(f"it is of another run: {', '.join(others)} differ")
+            return path, tensors, state
         except ValueError as fault:
-            say(f"checkpoint {path.name} is refused ({fault}); taking the one before")
+            away = folder / f"refused-{path.name}"
+            say(f"checkpoint {path.name} is refused ({fault}) and set aside as {away.name}; taking the one before")
+            shutil.rmtree(away, ignore_errors=True)
+            os.rename(path, away)
     return None
 
 
-def save_step(folder: Path, step: int, tensors: Mapping[str, Any], state: Json) -> bool:
-    """Write the checkpoint of a step and drop what is older than the one before; False when the disk refuses.
+def _clear_half_made(folder: Path) -> None:
+    """Remove what a killed process was writing, and put back what it was about to replace."""
+    for path in [*folder.glob(".*.building"), *folder.glob("best/.*.building")]:
+        shutil.rmtree(path, ignore_errors=True)
+    for path in [*folder.glob(".*.aside"), *folder.glob("best/.*.aside")]:
+        final = path.with_name(path.name[1:].removesuffix(".aside"))
+        if final.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            os.rename(path, final)
 
-    A full disk costs the checkpoint, not the run: training goes on, and the next one may succeed.
+
+def save_step(folder: Path, step: int, tensors: Mapping[str, Any], state: Json) -> None:
+    """Write the checkpoint of a step and drop what is older than the one before; raises OSError as `write_checkpoint`.
+
+    Best weights that no kept checkpoint remembers are dropped too: one that is resumed from must find its own.
     """
-    try:
-        write_checkpoint(folder, step_name(step), tensors, state)
-    except OSError as fault:
-        say(f"no checkpoint at step {step}: {fault}; training goes on, the one before is kept")
-        return False
+    write_checkpoint(folder, step_name(step), tensors, state)
     for old in sorted(folder.glob("step-*"), reverse=True)[KEPT:]:
         shutil.rmtree(old, ignore_errors=True)
-    return True
+    drop_unneeded_best(folder)
 
 
 def drop_unneeded_best(folder: Path) -> None:
-    """Drop best weights that no kept checkpoint remembers (one that is resumed from must find its own)."""
+    """Drop best weights that no kept checkpoint remembers; nothing while one of these cannot be read."""
     remembered = set()
     for path in folder.glob("step-*"):
         try:
             remembered.add(step_name(json.loads((path / STATE).read_text())["progressed"]["best_step"]))
-        except (OSError, ValueError, KeyError):
-            return  # a damaged one: which it needs is not known
+        except (OSError, ValueError, KeyError, TypeError):
+            return
     for path in (folder / "best").glob("step-*"):
         if path.name not in remembered:
             shutil.rmtree(path, ignore_errors=True)
+
+
+class Best:
+    """The best weights so far: on the disk, and in memory while the disk refuses them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder / "best"
+        self._unkept: tuple[int, dict[str, Any]] | None = None
+
+    def keep(self, step: int, weights: Mapping[str, Any]) -> None:
+        """Take up the weights of a step, and write them; a full disk is said and costs memory."""
+        self._unkept = (step, dict(weights))
+        try:
+            self.settle()
+        except OSError as fault:
+            self._unkept = (step, {name: value.detach().clone() for name, value in weights.items()})
+            say(f"the best weights so far, of step {step}, are not on the disk: {fault}; they are held in memory")
+
+    def settle(self) -> None:
+        """Write what the disk has refused before; raises OSError when it refuses again."""
+        if self._unkept is not None:
+            step, weights = self._unkept
+            write_checkpoint(self.folder, step_name(step), weights, {"step": step})
+            self._unkept = None
+
+    def read(self, step: int) -> dict[str, Any]:
+        """The weights of a step; raises ValueError saying what is wrong with them."""
+        if self._unkept is not None and self._unkept[0] == step:
+            return self._unkept[1]
+        return read_checkpoint(self.folder / step_name(step))[0]
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """One process at a time trains in a folder on this machine; a second one is refused with a PotstillError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as fault:
+            raise PotstillError(f"another process trains in {folder}; wait for it or stop it") from fault
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
+def discard(folder: Path) -> None:
+    """Remove all checkpoints at once: a kill in between leaves all of them or none in their place."""
+    away = folder.with_name(f".{folder.name}.gone")
+    shutil.rmtree(away, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, away)
+        shutil.rmtree(away, ignore_errors=True)
 
 
 def step_name(step: int) -> str:

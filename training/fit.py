@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from potstill.tracking_stages import then_line
 from potstill.trained import save_trained
 
 from . import processes
+from .forecast import CPU_MICRO_TOKENS, Way, way_here
 from .kernels import put_in
 from .loop import Plan, device_of, train
 from .model import student, whole
@@ -54,18 +55,21 @@ def fit(
     """
     from .run import resolved_quantization
 
-    quantization = resolved_quantization(settings)
-    model = make_student(settings, base, quantization)
+    folder = out / "checkpoints"
+    way = processes.by_first(lambda: way_here(settings, base, rows, held, resolved_quantization(settings), folder))
+    model = make_student(settings, base, way.quantization)
+    if way.checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     score = Scorer(shared, model, tokenizer, validation, settings.score_rows, Contract.read(out))
-    figures = take_finished(out / "checkpoints", model) if judged else None
+    figures = processes.by_first(lambda: take_finished(folder, model)) if judged else None
     if figures is None:
-        figures = learn_answers(settings, model, objective, rows, held, score, out, live)
-        figures |= {"method": settings.method, "quantization": quantization, "processes": processes.count()}
+        figures = learn_answers(settings, plan_of(settings, way), model, objective, rows, held, score, out, live)
+        figures |= {"method": settings.method, **asdict(way), "processes": processes.count()}
     if judged is not None and settings.then is not None:
         if processes.first():
-            keep_finished(out / "checkpoints", model, figures)
-        then = learn_judged(settings.then, judged, model, then_plan(settings), out, settings, score, under_then(live))
-        figures |= {"then": then}
+            keep_finished(folder, model, figures)
+        plan = then_plan(settings, way)
+        figures |= {"then": learn_judged(settings.then, judged, model, plan, out, settings, score, under_then(live))}
     return figures | {"weights": save_trained(model, out).name} if processes.first() else {}
 
 
@@ -76,6 +80,7 @@ def under_then(live: Live) -> Live:
 
 def learn_answers(
     settings: Settings,
+    plan: Plan,
     model: Any,
     objective: Objective,
     rows: Tokenised,
@@ -105,7 +110,7 @@ def learn_answers(
         f"training {len(rows.rows):,} rows ({rows.tokens:,} tokens, {rows.supervised_tokens:,} learnt), "
         f"{stream.steps:,} steps"
     )
-    done = train(model, objective, stream, held_units, plan_of(settings), watch, out / "checkpoints", score)
+    done = train(model, objective, stream, held_units, plan, watch, out / "checkpoints", score)
     if not processes.first():
         return {}
     return watch.verdict() | {
@@ -148,21 +153,22 @@ def units_of(tokenised: Tokenised) -> list[Unit]:
     return [Unit(row.id, (row,)) for row in tokenised.rows]
 
 
-def then_plan(settings: Settings) -> Plan:
+def then_plan(settings: Settings, way: Way | None = None) -> Plan:
     """The plan of the second phase: the first one's with its own learning rate."""
     assert settings.then is not None
-    return replace(plan_of(settings), learning_rate=settings.then.learning_rate)
+    return replace(plan_of(settings, way), learning_rate=settings.then.learning_rate)
 
 
-def plan_of(settings: Settings) -> Plan:
-    """How the loop goes on, from the recipe. Without packing every row is a micro-batch of its own."""
+def plan_of(settings: Settings, way: Way | None = None) -> Plan:
+    """How the loop goes on, from the recipe and what was chosen. Without packing every row is a micro-batch."""
+    most = way.micro_tokens if way else settings.micro_tokens or CPU_MICRO_TOKENS
     return Plan(
         learning_rate=settings.learning_rate,
         schedule=settings.schedule,
         warmup_share=settings.warmup_share,
         weight_decay=settings.weight_decay,
         max_grad_norm=settings.max_grad_norm,
-        micro_tokens=settings.micro_tokens if settings.packing else 1,
+        micro_tokens=most if settings.packing else 1,
         evals=settings.evals,
         patience=settings.patience,
         checkpoint_minutes=settings.checkpoint_minutes,

@@ -7,11 +7,12 @@ and, on a CPU, the same bits.
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,11 @@ from potstill.progress import say
 from potstill.records import Json
 
 from . import checkpoints, processes
-from .batch import Batch, token_scores
+from .attention import rows_apart
+from .batch import Batch, inner_of, token_scores
 from .objectives import Generates, Objective
 from .optimizer import MasterAdamW, Schedule, learning_rate
-from .packing import Stream, Unit
+from .packing import Stream, Unit, units_digest
 from .scoring import Score
 from .watch import Watch, refuse_not_finite
 
@@ -50,7 +52,10 @@ class Plan:
 
 @dataclass(slots=True)
 class Progressed:
-    """What a checkpoint remembers beside weights and random states. `stale`: evaluations since the best."""
+    """What a checkpoint remembers beside weights and random states.
+
+    `stale`: evaluations since the best; `evaluated`: the step of the last evaluation.
+    """
 
     step: int = 0
     first_loss: float | None = None
@@ -58,6 +63,7 @@ class Progressed:
     best_step: int = 0
     stale: int = 0
     stopped: bool = False
+    evaluated: int = -1
 
 
 def train(
@@ -72,51 +78,63 @@ def train(
 ) -> Progressed:
     """Train the model's free parameters and leave the best ones in it; `folder` holds the checkpoints.
 
-    Raises NothingLearned on a loss or gradient that is no number, and KeyboardInterrupt, after a checkpoint, when the
-    process is asked to end.
+    Raises NothingLearned on a loss or gradient that is no number, PotstillError while another process trains in the
+    folder, and KeyboardInterrupt(signal number), after a checkpoint, when the process is asked to end.
     """
-    model.train()
-    optimizer = MasterAdamW(
-        model.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, paged_8bit=plan.paged_8bit
-    )
     own = folder if processes.first() else folder / f"process-{processes.rank()}"
-    objective.prepare(model, [*stream.units, *held], own)  # the model stands where the phase began
-    done = resume(folder, optimizer, watch)
-    processes.take_from_first(optimizer.master)
-    optimizer.write_back()
-    every = max(1, stream.steps // plan.evals)
-    saved = time.monotonic()
-    with asked_to_end() as ending:
-        if done.step == 0:
-            evaluate(model, objective, held, plan, watch, score, done, folder)
-        while done.step < stream.steps and not done.stopped:
-            watch.begin(done.step)
-            units = stream.step(done.step)
-            if isinstance(objective, Generates):
-                units = processes.agreed(objective.generate(model, units, done.step))
-            loss, extra = gradient(model, objective, units, plan.micro_tokens)
-            rate = learning_rate(
-                done.step, stream.steps, peak=plan.learning_rate, warmup_share=plan.warmup_share, schedule=plan.schedule
-            )
-            processes.add_up(optimizer.gather())
-            norm = optimizer.step(rate, plan.max_grad_norm)
-            done.step += 1
-            watch.step(done.step, units, {"loss": loss, "grad_norm": norm, "learning_rate": rate} | extra)
-
-            due = done.step % every == 0 or done.step == stream.steps
-            if due:
-                evaluate(model, objective, held, plan, watch, score, done, folder)
-            since = (time.monotonic() - saved) / 60
-            often = plan.checkpoint_steps is not None and done.step % plan.checkpoint_steps == 0
-            asked = processes.agreed(bool(ending))
-            if due or often or asked or since >= plan.checkpoint_minutes:
-                save(folder, optimizer, done)
-                saved = time.monotonic()
-            if asked:
-                say(f"asked to end: stopped at step {done.step}; the same command goes on from there")
-                raise KeyboardInterrupt
-    take_best(folder, model, done)
+    with checkpoints.locked(own):
+        model.train()
+        take_weights_from_first(model)
+        with torch.random.fork_rng():  # else a resumed run, which finds it prepared, would draw other numbers
+            objective.prepare(model, [*stream.units, *held], own)  # the model stands where the phase began
+        optimizer = MasterAdamW(
+            model.parameters(), lr=plan.learning_rate, weight_decay=plan.weight_decay, paged_8bit=plan.paged_8bit
+        )
+        run = identity(objective, stream, held, plan, optimizer)
+        done = Progressed()
+        if processes.first():
+            done = resume(folder, optimizer, watch, run, stream.seed)
+        done = begin_together(optimizer, done)
+        best = checkpoints.Best(folder)
+        every = max(1, stream.steps // plan.evals)
+        saved, saved_step = time.monotonic(), done.step
+        with asked_to_end() as ending:
+            while True:
+                asked = processes.agreed(ending[0] if ending else 0)
+                due = (done.step % every == 0 or done.step == stream.steps) and done.evaluated < done.step
+                if due and not asked:
+                    evaluate(model, objective, held, plan, watch, score, done, best)
+                often = plan.checkpoint_steps is not None and done.step % plan.checkpoint_steps == 0
+                late = time.monotonic() - saved >= 60 * plan.checkpoint_minutes
+                if due or (done.step > saved_step and (often or late or asked)):
+                    save(folder, optimizer, watch, best, done, run)
+                    saved, saved_step = time.monotonic(), done.step
+                if asked:
+                    say(f"asked to end: stopped at step {done.step}; the same command goes on from there")
+                    raise KeyboardInterrupt(asked)
+                if done.stopped or done.step == stream.steps:
+                    break
+                learn(model, objective, stream, plan, watch, optimizer, done)
+        take_best(best, model, done)
     return done
+
+
+def learn(
+    model: Any, objective: Objective, stream: Stream, plan: Plan, watch: Watch, optimizer: MasterAdamW, done: Progressed
+) -> None:
+    """One step: the gradient of its units, and the update from it."""
+    watch.begin(done.step)
+    units = stream.step(done.step)
+    if isinstance(objective, Generates):
+        units = processes.agreed(objective.generate(model, units, done.step))
+    loss, extra = gradient(model, objective, units, plan.micro_tokens)
+    rate = learning_rate(
+        done.step, stream.steps, peak=plan.learning_rate, warmup_share=plan.warmup_share, schedule=plan.schedule
+    )
+    processes.add_up(optimizer.gather())
+    norm = optimizer.step(rate, plan.max_grad_norm)
+    done.step += 1
+    watch.step(done.step, units, {"loss": loss, "grad_norm": norm, "learning_rate": rate} | extra)
 
 
 def gradient(
@@ -128,9 +146,11 @@ def gradient(
     total, sums = 0.0, dict[str, tuple[float, float]]()
     for micro, counts in processes.rounds(units, micro_tokens):
         batch = Batch.of(micro, device_of(model))
-        scores, hits = token_scores(model, batch, objective.scores)
-        loss = objective.loss(scores, batch) / normaliser * counts
-        loss.backward()  # type: ignore[no-untyped-call]
+        # around the backward pass too: recomputed activations attend once more
+        with rows_apart(inner_of(model), batch.row_lengths):
+            scores, hits = token_scores(model, batch, objective.scores)
+            loss = objective.loss(scores, batch) / normaliser * counts
+            loss.backward()  # type: ignore[no-untyped-call]
         if counts:
             total += float(loss.detach())
             _add(sums, {"token_accuracy": (hits, scores.numel())} | objective.figures(scores.detach(), batch))
@@ -184,9 +204,10 @@ def evaluate(
     watch: Watch,
     score: Callable[[], Score | None],
     done: Progressed,
-    folder: Path,
+    best: checkpoints.Best,
 ) -> None:
     """Held-out loss and task score; keeps the weights where they are the best so far, counts patience otherwise."""
+    done.evaluated = done.step
     if not held:
         return
     loss, means = held_out_loss(model, objective, held, plan.micro_tokens)
@@ -198,7 +219,9 @@ def evaluate(
     watch.evaluated(done.step, {name: value for name, value in values.items() if value is not None})
     done.first_loss = loss if done.first_loss is None else done.first_loss
     selection = (found.value if found is not None else 0.0) - LOSS_SHARE * min(loss / max(done.first_loss, 1e-9), 10.0)
-    if (done.best is None or selection > done.best) and keep_best(folder, model, done.step):
+    if done.best is None or selection > done.best:
+        if processes.first():
+            best.keep(done.step, {name: each for name, each in model.named_parameters() if each.requires_grad})
         done.best, done.best_step, done.stale = selection, done.step, 0
     else:
         done.stale += 1
@@ -207,34 +230,50 @@ def evaluate(
             done.stopped = True
 
 
-def keep_best(folder: Path, model: Any, step: int) -> bool:
-    """Write the trained weights to `folder/best`; False when the disk refuses. Process 0 writes for all."""
-    return processes.agreed(_write_best(folder, model, step) if processes.first() else False)
+def identity(
+    objective: Objective, stream: Stream, held: Sequence[Unit], plan: Plan, optimizer: MasterAdamW
+) -> dict[str, str]:
+    """What must be the same for a checkpoint to be gone on from: everything that decides what is learnt from what."""
+    settings = asdict(plan)
+    for free in ("checkpoint_minutes", "checkpoint_steps"):
+        settings.pop(free)
+    return {f"train.{name}": str(value) for name, value in settings.items()} | {
+        "rows and their order": stream.digest,
+        "validation rows": units_digest(held),
+        "objective": objective.name,
+        "what is remembered": ", ".join(each.name for each in fields(Progressed)),
+        "trained weights": str([list(each.shape) for each in optimizer.parameters]),
+    }
 
 
-def _write_best(folder: Path, model: Any, step: int) -> bool:
-    weights = {name: each for name, each in model.named_parameters() if each.requires_grad}
-    try:
-        checkpoints.write_checkpoint(folder / "best", checkpoints.step_name(step), weights, {"step": step})
-    except OSError as fault:
-        say(f"the best weights so far, of step {step}, could not be kept: {fault}")
-        return False
-    return True
+def save(
+    folder: Path,
+    optimizer: MasterAdamW,
+    watch: Watch,
+    best: checkpoints.Best,
+    done: Progressed,
+    run: dict[str, str],
+) -> None:
+    """A checkpoint of everything that the next step depends on, after the log and the best weights that belong to it.
 
-
-def save(folder: Path, optimizer: MasterAdamW, done: Progressed) -> None:
-    """A checkpoint of everything that the next step depends on."""
+    A full disk costs the checkpoint, not the run: training goes on, and the next one may succeed.
+    """
     if not processes.first():
         return
-    state = {"progressed": asdict(done), "random": checkpoints.random_states()}
-    if checkpoints.save_step(folder, done.step, optimizer.state(), state):
-        checkpoints.drop_unneeded_best(folder)
+    state = {"progressed": asdict(done), "random": checkpoints.random_states(), "run": run}
+    try:
+        watch.settle()
+        best.settle()
+        checkpoints.save_step(folder, done.step, optimizer.state(), state)
+    except OSError as fault:
+        say(f"no checkpoint at step {done.step}: {fault}; training goes on, the one before is kept")
 
 
-def resume(folder: Path, optimizer: MasterAdamW, watch: Watch) -> Progressed:
-    """Take up the newest whole checkpoint, or begin."""
-    found = checkpoints.newest(folder)
+def resume(folder: Path, optimizer: MasterAdamW, watch: Watch, run: dict[str, str], seed: int) -> Progressed:
+    """Take up the newest whole checkpoint of this run, or begin."""
+    found = checkpoints.newest(folder, run)
     if found is None:
+        torch.manual_seed(seed)
         watch.recall(None)
         return Progressed()
     path, tensors, state = found
@@ -246,13 +285,33 @@ def resume(folder: Path, optimizer: MasterAdamW, watch: Watch) -> Progressed:
     return done
 
 
+def begin_together(optimizer: MasterAdamW, done: Progressed) -> Progressed:
+    """Put every process where the first one stands: weights, moments, random states; returns its progress."""
+    if processes.count() == 1:
+        return done
+    state = {name: each.cpu() for name, each in optimizer.state().items()}
+    done, state, random = processes.agreed((done, state, checkpoints.random_states()))
+    if not processes.first():
+        optimizer.load_state(state)
+        checkpoints.restore_random_states(random)
+    return done
+
+
 @torch.no_grad()
-def take_best(folder: Path, model: Any, done: Progressed) -> None:
+def take_weights_from_first(model: Any) -> None:
+    """Give every process the first one's trained weights: they alone may come from a checkpoint."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            processes.take_from_first(parameter.data)
+
+
+@torch.no_grad()
+def take_best(best: checkpoints.Best, model: Any, done: Progressed) -> None:
     """Put the best weights into the model (the last ones stay when there were no held-out rows to choose by)."""
-    if done.best is None or done.best_step == done.step:
-        return
+    if done.best is None or done.best_step == done.step or not processes.first():
+        return  # the others are given them at the beginning of what follows
     try:
-        tensors, _ = checkpoints.read_checkpoint(folder / "best" / checkpoints.step_name(done.best_step))
+        tensors = best.read(done.best_step)
     except ValueError as fault:
         say(f"the best weights, of step {done.best_step}, are refused ({fault}); keeping the last, of step {done.step}")
         done.best_step = done.step
@@ -270,8 +329,9 @@ def asked_to_end() -> Iterator[list[int]]:
 
     def take(number: int, frame: Any) -> None:
         if caught:
-            raise KeyboardInterrupt
+            raise KeyboardInterrupt(number)
         caught.append(number)
+        os.write(2, b"asked to end: finishing what is under way, then a checkpoint; asked again: at once\n")
 
     try:
         for each in (signal.SIGTERM, signal.SIGINT):

@@ -6,10 +6,12 @@ function of the units, the seed and N alone: a resumed run needs no position but
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 from bisect import bisect_right
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 
 from .rows import Row
@@ -91,9 +93,24 @@ class Stream:
         return [self.units[at] for at in self.order(place.epoch)[place.start : place.end]]
 
     @property
+    def digest(self) -> str:
+        """Sixteen hex digits of everything that decides what stands in which step, and in how many."""
+        return _digest([units_digest(self.units), self.seed, self._cuts, self.steps])
+
+    @property
     def tokens(self) -> int:
         """Tokens of one epoch."""
         return sum(unit.tokens for unit in self.units)
+
+
+def units_digest(units: Sequence[Unit]) -> str:
+    """Sixteen hex digits of units: ids, tokens, what is learnt of them, weights, and whatever else a row has."""
+    names = [each.name for each in fields(Row)]
+    return _digest([[unit.id, [[getattr(row, name) for name in names] for row in unit.rows]] for unit in units])
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, default=repr).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=2)

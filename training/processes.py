@@ -11,7 +11,7 @@ gathered while it computes. What is trained stands whole in every process.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -72,6 +72,13 @@ def agreed(value: T) -> T:
     held = [value]
     distributed.broadcast_object_list(held, src=0)
     return held[0]
+
+
+def by_first(make: Callable[[], T]) -> T:
+    """What process 0 makes, everywhere; the others make nothing."""
+    made: Any = make() if first() else None
+    found: T = agreed(made)
+    return found
 
 
 def gathered(value: T) -> list[T]:

@@ -9,7 +9,6 @@ Run: `potstill train RECIPE`, on several GPUs `torchrun --nproc-per-node 8 -m po
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,7 +27,9 @@ from potstill.tracking_live import live_run
 
 from . import processes
 from .distil import Distil, teacher_input
+from .forecast import forecast
 from .full import refuse_full
+from .probe import probe as probe  # `check --probe` asks for it by this name
 from .rows import Tokenised, refuse_nothing_to_learn, tokenise
 from .then import Then, read_judged
 
@@ -62,7 +63,8 @@ class Settings(Section):
     epochs: Annotated[float, Field(gt=0, le=100)] = 2.0
     max_steps: Annotated[int, Field(ge=1)] | None = None
     batch_tokens: Annotated[int, Field(ge=64)] = 1024
-    micro_tokens: Annotated[int, Field(ge=64)] = 4096
+    micro_tokens: Annotated[int, Field(ge=64)] | None = None  # None: 4,096 on a CPU, what fits on a GPU
+    activation_checkpointing: Literal["auto", "on", "off"] = "auto"  # auto: on a GPU, where memory asks for it
     window: Annotated[int, Field(ge=32)] = 1024
     packing: bool = True
     evals: Annotated[int, Field(ge=1, le=100)] = 4
@@ -79,6 +81,9 @@ class Settings(Section):
     shard: Literal["none", "full"] = "none"
     seed: int = 0
     then: Then | None = None
+    # To plan by where no card is; they change no result, hence no folder's name.
+    gpu_memory_gib: Annotated[float | None, Field(gt=0, exclude=True)] = None
+    machine_usd_per_hour: Annotated[float | None, Field(ge=0, exclude=True)] = None
 
     @model_validator(mode="after")
     def _probabilities_are_to_be_had(self) -> Settings:
@@ -133,6 +138,7 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
         write_contract(shared, settings, dataset, tokenizer, train, rows, out)
         tokenizer.save_pretrained(out / "tokenizer")
     processes.wait()
+    from .checkpoints import discard
     from .fit import fit, units_of
     from .objectives.choose import first_objective
 
@@ -142,7 +148,7 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     processes.leave()
     if not processes.first():
         return {}
-    shutil.rmtree(out / "checkpoints", ignore_errors=True)
+    discard(out / "checkpoints")
     return {
         "base": {"spec": base.spec, "digest": base.digest, "path": str(base.path)},
         "rows": {"train": len(rows.rows), "validation": len(held.rows), "too_long": len(rows.too_long)},
@@ -215,6 +221,7 @@ def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
     tokenizer = load_student_tokenizer(settings, base.path, train)
     rows = tokenise(tokenizer, train, settings.window, settings.rationale_weight)
     refuse_nothing_to_learn(rows, settings.window)
+    held = tokenise(tokenizer, read_examples(upstream["dataset"], "validation"), settings.window)
     shown = max(rows.rows, key=lambda row: len(row.learnt))
     return {
         "rows": len(rows.rows),
@@ -222,6 +229,7 @@ def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
         "supervised_tokens_an_epoch": rows.supervised_tokens,
         "rows_too_long": rows.too_long,
         **then_preview(settings, tokenizer, upstream["dataset"]),
+        "forecast": forecast(settings, shared, rows, held),
         "example": {
             "id": shown.id,
             "spans": [{"learnt": learnt, "text": tokenizer.decode(ids)} for learnt, ids in shown.pieces()],

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import resource
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from potstill.errors import NothingLearned
+from potstill.manifest import write_atomically
 from potstill.progress import Progress, say
 from potstill.records import Json
 
@@ -71,6 +73,7 @@ class Watch:
         self.evaluations: list[Json] = []
         self.seconds = self._started = 0.0
         self.tokens = self.learnt_tokens = 0
+        self._unwritten = ""
 
     def begin(self, step: int) -> None:
         self.progress.done = step
@@ -111,11 +114,32 @@ class Watch:
 
     def _take(self, values: Json) -> None:
         line = values | machine_figures() | {"time": round(time.time(), 3)}
-        with self.log.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps(line) + "\n")
+        self._unwritten += json.dumps(line) + "\n"
+        try:
+            self._write()
+        except OSError as fault:
+            say(f"{self.log.name} is behind: {fault}; its lines are held in memory")
         self._remember(values)
         if self.live is not None:
             self.live(line)
+
+    def _write(self, *, durably: bool = False) -> None:
+        """Append what is not yet in the log; raises OSError, with no part of a line left there, when refused."""
+        with self.log.open("ab", buffering=0) as stream:
+            size, left = stream.tell(), memoryview(self._unwritten.encode())
+            try:
+                while left:
+                    left = left[stream.write(left) or 0 :]
+                if durably:
+                    os.fsync(stream.fileno())
+            except OSError:
+                stream.truncate(size)
+                raise
+        self._unwritten = ""
+
+    def settle(self) -> None:
+        """The whole log on the disk: no checkpoint may know of steps that the log has lost. Raises OSError."""
+        self._write(durably=True)
 
     def _remember(self, values: Json) -> None:
         if "loss" in values:
@@ -130,17 +154,20 @@ class Watch:
 
         A line that a kill cut short is dropped too.
         """
+        before = self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
         kept = []
-        if self.log.is_file() and step is not None:
-            for line in self.log.read_text(encoding="utf-8").splitlines():
-                try:
-                    values = json.loads(line)
-                except ValueError:
-                    continue
-                if values["step"] <= step:
-                    kept.append(line)
-                    self._remember(values)
-        self.log.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        for line in before.splitlines() if step is not None else []:
+            try:
+                values = json.loads(line)
+            except ValueError:
+                continue
+            if values["step"] <= step:
+                kept.append(line)
+                self._remember(values)
+        if len(self.losses) != (step or 0):
+            say(f"{self.log.name} holds {len(self.losses)} steps of the {step} that are done: the others are lost")
+        if (after := "".join(line + "\n" for line in kept)) != before:
+            write_atomically(self.log, after.encode())
 
     def tokens_per_second(self) -> float:
         """Real tokens a second of training steps, evaluations and checkpoints apart."""

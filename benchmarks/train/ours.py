@@ -17,6 +17,7 @@ from .start import same_start
 def train(job: Job, rows: Sequence[Row]) -> Steps:
     """Train as the job says by the stage's own loop, with its default step size; nothing is evaluated."""
     from potstill import models
+    from training.forecast import CPU_MICRO_TOKENS
     from training.loop import Plan
     from training.loop import train as loop
     from training.objectives.answers import Answers
@@ -31,7 +32,7 @@ def train(job: Job, rows: Sequence[Row]) -> Steps:
         warmup_share=0.0,
         weight_decay=0.0,
         max_grad_norm=1.0,
-        micro_tokens=default.micro_tokens,
+        micro_tokens=default.micro_tokens or CPU_MICRO_TOKENS,
         evals=1,
         patience=None,
         checkpoint_minutes=1e9,

@@ -1,6 +1,7 @@
 """The `potstill` command: arguments here, work in `potstill.commands`, heavy imports later still.
 
-Exit codes: 0 done, 2 bad usage or recipe, 3 gate refused, 4 input damaged, 1 any other fault.
+Exit codes: 0 done, 2 bad usage or recipe, 3 gate refused, 4 input damaged, 1 any other fault; 130 stopped by Ctrl-C and
+143 by SIGTERM, after a checkpoint where a training was under way: the same command goes on from it.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -38,8 +40,11 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument(
             "--no-track", action="store_true", help="log no run to MLflow for the stages before register"
         )
-    _recipe_command(
-        commands, "check", "validate a recipe and its inputs; show settings, origins, one row, memory", "look:check"
+    check = _recipe_command(
+        commands, "check", "validate a recipe and its inputs; settings, origins, one row, memory", "check:check"
+    )
+    check.add_argument(
+        "--probe", action="store_true", help="run three real training steps: tokens/s, peak, hours, cost"
     )
     _recipe_command(commands, "status", "which folders are finished and which stages would run", "look:status")
 
@@ -123,9 +128,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(json.dumps({"error": type(fault).__name__, "message": str(fault)}))
         print(f"potstill: {fault}" if "\n" not in str(fault) else str(fault), file=sys.stderr)
         return fault.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:  # a training that was asked to end gives the signal's number
         print("potstill: stopped; finished folders are kept, an unfinished training goes on next time", file=sys.stderr)
-        return 130
+        return 128 + next((each for each in stopped.args if isinstance(each, int)), signal.SIGINT)
 
 
 if __name__ == "__main__":

@@ -29,3 +29,18 @@ def test_training_on_a_gpu_lowers_the_loss(quantization: str, tmp_path: Path) ->
     made = trained(tiny_base(tmp_path / "base"), dataset, tmp_path / "out", quantization=quantization)
     assert made["training"]["quantization"] == quantization
     assert made["training"]["loss_last"] < 0.7 * made["training"]["loss_first"]
+
+
+def test_recomputed_activations_on_a_gpu_give_the_same_first_loss(tmp_path: Path) -> None:
+    dataset = tmp_path / "dataset"
+    write_examples(dataset / "train.parquet", [example(at) for at in range(90)])
+    write_examples(dataset / "validation.parquet", [example(at) for at in range(300, 315)])
+    facts = {"prompt_rule": PromptRule().to_json()}
+    write_manifest(dataset, "dataset", settings_passed={}, settings_used={}, inputs=[], facts=facts)
+    base = tiny_base(tmp_path / "base")
+    kept, again = (
+        trained(base, dataset, tmp_path / each, quantization="none", activation_checkpointing=each)["training"]
+        for each in ("off", "on")
+    )
+    assert (kept["checkpointing"], again["checkpointing"]) == (False, True)
+    assert again["loss_first"] == pytest.approx(kept["loss_first"], rel=1e-3)

@@ -219,6 +219,7 @@ def test_training_learns_from_whole_conversations(base: Any, tmp_path: Path) -> 
 def test_preview_shows_one_row_with_all_its_spans(base: Any, tmp_path: Path) -> None:
     folder = tmp_path / "dataset"
     write_examples(folder / "train.parquet", [example([user("a")], "b", "answer", "short"), example(TALK, "Done.")])
+    write_examples(folder / "validation.parquet", [])
     facts = {"prompt_rule": PromptRule().to_json()}
     write_manifest(folder, "dataset", settings_passed={}, settings_used={}, inputs=[], facts=facts)
     wanted = run.Settings(chat_template="chatml")

@@ -14,6 +14,7 @@ from potstill.records import Example
 from potstill.stage import Shared
 
 from ..alignment import same_vocabulary
+from ..forecast import CPU_MICRO_TOKENS
 from ..packing import Unit
 from ..teacher import Teacher, asked_in_full, resolve_teacher
 from . import Objective
@@ -48,7 +49,9 @@ def first_objective(
     teacher = resolve_teacher(distil.teacher, shared.cache_dir)
     if settings.objective == "on_policy":
         return _on_policy(settings, teacher, tokenizer, [*units, *held], examples, units)
-    asked = Asked(teacher, distil, tokenizer, examples, micro_tokens=settings.micro_tokens, seed=settings.seed)
+    asked = Asked(
+        teacher, distil, tokenizer, examples, micro_tokens=settings.micro_tokens or CPU_MICRO_TOKENS, seed=settings.seed
+    )
     return Logits(units, asked, share=distil.share, temperature=distil.temperature)
 
 

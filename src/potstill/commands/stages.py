@@ -7,6 +7,7 @@ import json
 import os
 from pathlib import Path
 
+from potstill.commands.check import training_ahead, training_text, wants_colour
 from potstill.commands.recipes import read
 from potstill.errors import GateRefused
 from potstill.manifest import Manifest, read_manifest
@@ -42,16 +43,21 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _dry_run(arguments: argparse.Namespace, recipe: Recipe, modules: Json, upto: str) -> int:
     made: dict[Noun, Manifest | None] = {}
-    lines = []
+    lines: list[Json] = []
     for section in list(modules)[: list(modules).index(upto) + 1]:
         plan = plan_stage(recipe, section, modules[section], made)
         made[plan.noun] = read_manifest(plan.folder, plan.noun) if plan.done else None
         lines.append({"stage": section, "would_run": not plan.done, "why": plan.why, "folder": str(plan.folder)})
+    ahead = None
+    if upto == "train" and lines[-1]["would_run"]:
+        ahead = lines[-1]["training"] = training_ahead(recipe, modules["train"], made["dataset"])
     if arguments.json:
         print(json.dumps(lines))
-    else:
-        for each in lines:
-            print(f"{each['stage']}: {'would run' if each['would_run'] else 'up to date'}, {each['why']}")
+        return 0
+    for each in lines:
+        print(f"{each['stage']}: {'would run' if each['would_run'] else 'up to date'}, {each['why']}")
+    if ahead is not None:
+        print("\n".join(training_text(ahead, colour=wants_colour())))
     return 0
 
 

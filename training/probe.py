@@ -1,0 +1,114 @@
+"""Three real steps of a recipe's training in a process of their own: tokens/s, peak memory, hours and cost.
+
+    probe(settings, shared, {"dataset": folder}, tokens) -> {"tokens_per_second", "peak_bytes", "hours", "usd", ...}
+
+The child runs the train stage itself with three steps, no scoring and an empty folder that is thrown away, so that
+what is measured is what will run: the same kernels, the same packing, the same memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from potstill.errors import NothingLearned, PotstillError
+from potstill.progress import say
+from potstill.records import Json
+from potstill.stage import Shared, Upstream
+
+if TYPE_CHECKING:
+    from .run import Settings
+
+STEPS = 3
+MEASURED = "potstill-probe "
+
+
+def probe(settings: Settings, shared: Shared, upstream: Upstream, tokens: int) -> Json:
+    """Speed and peak of three real steps, and what `tokens` would take and cost; raises PotstillError on a fault."""
+    from .forecast import time_and_cost
+
+    with tempfile.TemporaryDirectory(prefix="potstill-probe-") as scratch:
+        say(f"probe: {STEPS} real steps")
+        measured = measure(settings, shared, upstream["dataset"], Path(scratch))
+    return measured | {"tokens": tokens} | time_and_cost(settings, tokens, measured["tokens_per_second"])
+
+
+def measure(settings: Settings, shared: Shared, dataset: Path, out: Path) -> Json:
+    """Run the train stage for three steps in a new process; returns tokens/s and the peak that it saw of itself."""
+    short = {"max_steps": STEPS, "evals": 1, "score_rows": 0}
+    asked = {
+        "settings": settings.model_dump(mode="json") | short,
+        "shared": asdict(shared) | {"work_dir": str(shared.work_dir), "recipe_path": None},
+        "dataset": str(dataset),
+        "out": str(out),
+    }
+    return run_child(asked) | {"steps": STEPS}
+
+
+def run_child(asked: Json) -> Json:
+    """Run the train stage with these settings in a new process; returns what it measured of itself."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    command = [sys.executable, "-m", __name__]
+    done = subprocess.run(
+        command, input=json.dumps(asked), capture_output=True, text=True, env=environment, check=False
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith(MEASURED)]
+    if done.returncode or not lines:
+        last = "\n".join(done.stderr.strip().splitlines()[-8:])
+        raise PotstillError(f"the probe ended with code {done.returncode}; its last lines:\n{last}")
+    found: Json = json.loads(lines[-1].removeprefix(MEASURED))
+    return found
+
+
+def main() -> None:
+    """The child: trains by what stands on standard input, prints one line of figures."""
+    from . import run
+
+    asked = json.load(sys.stdin)
+    shared: Json = asked["shared"]
+    out = Path(asked["out"])
+    settings = run.Settings.model_validate(asked["settings"])
+    given = Shared(**(shared | {"work_dir": Path(shared["work_dir"])}))
+    with contextlib.suppress(NothingLearned):  # three steps of warm-up need not learn; the log has their times
+        run.main(settings, given, {"dataset": Path(asked["dataset"])}, out)
+    found = {"tokens_per_second": speed(out / "trainer_log.jsonl"), "peak_bytes": peak_bytes()}
+    print(MEASURED + json.dumps(found))
+
+
+def speed(log: Path) -> float:
+    """Tokens a second of the middle step, from the log that training keeps (the first, which warms up, left out)."""
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    found = [float(line["tokens_per_second"]) for line in lines if "tokens_per_second" in line]
+    return statistics.median(found[1:] or found)
+
+
+def peak_bytes() -> int:
+    """The most this process ever had resident (Linux: of this program alone, not of the one that forked it), or of
+    the GPU's memory where one is used."""
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_available():
+            free, total = torch.cuda.mem_get_info()
+            outside = total - free - torch.cuda.memory_reserved()
+            return int(torch.cuda.max_memory_reserved()) + max(int(outside), 0)
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (each for each in status.read_text().splitlines() if each.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    import resource
+
+    kibibytes = 1 if sys.platform == "darwin" else 1024  # macOS counts in bytes
+    return int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * kibibytes
+
+
+if __name__ == "__main__":
+    main()
