@@ -167,7 +167,9 @@ def follow(settings: Settings, shared: Shared) -> int:
     """What a process other than the first does under torchrun: wait for the stage to begin, take part, end."""
     processes.join()
     order: tuple[Upstream, Path] | None = processes.agreed(None)
-    if order is not None:
+    if order is None:
+        processes.leave()
+    else:
         main(settings, shared, *order)
     return 0
 
@@ -177,6 +179,7 @@ def dismiss() -> None:
     if processes.count() > 1 and not _led:
         processes.join()
         processes.agreed(None)
+        processes.leave()
 
 
 _led = False
