@@ -21,6 +21,7 @@ from potstill.stage import Shared
 
 from .memory import StepPlan, described, estimate
 from .memory_choice import Choice, card_bytes, choose
+from .packing import Stream, Unit, micro_batches
 
 if TYPE_CHECKING:
     from .rows import Tokenised
@@ -76,6 +77,8 @@ def plan_of(
     most = settings.micro_tokens or (CPU_MICRO_TOKENS if device == "cpu" else settings.batch_tokens)
     lengths = [len(row.token_ids) for row in rows.rows] if rows else [settings.window]
     tokens = max(min(settings.batch_tokens, most), max(lengths))
+    if rows and device == "cpu":
+        tokens = _largest_micro_batch(settings, rows, tokens)
     share = rows.supervised_tokens / max(rows.tokens, 1) if rows else ASSUMED_LEARNT_SHARE
     full = settings.method == "full"
     return StepPlan(
@@ -91,6 +94,14 @@ def plan_of(
         held_tokens=min(most, held.tokens) if held else 0,
         teacher_parameters=_teacher_parameters(settings),
     )
+
+
+def _largest_micro_batch(settings: Settings, rows: Tokenised, most: int) -> int:
+    """Tokens of the largest micro-batch of the first epoch: long rows, which stay whole, leave their steps unfilled."""
+    units = [Unit(row.id, (row,)) for row in rows.rows]
+    stream = Stream(units, seed=settings.seed, step_tokens=settings.batch_tokens)
+    steps = (stream.step(at) for at in range(stream.steps))
+    return max(sum(unit.tokens for unit in micro) for step in steps for micro in micro_batches(step, most))
 
 
 def _teacher_parameters(settings: Settings) -> int:

@@ -12,8 +12,11 @@ import pytest
 from potstill.errors import PotstillError
 from potstill.known_bases import KNOWN
 from potstill.model_shape import ModelShape, shape_from_config, shape_of
+from training.forecast import plan_of
 from training.memory import StepPlan, activation_bytes, estimate, trained_parameters, weight_bytes
 from training.memory_choice import choose
+from training.rows import Row, Tokenised
+from training.run import Settings
 
 GIB = 2**30
 SMOL = ModelShape("llama", 49_152, 576, 1536, 30, 9, 3, 64, True, 8192)
@@ -86,6 +89,13 @@ def test_a_teacher_beside_the_student_stands_in_memory_whole() -> None:
     teacher = KNOWN["Qwen/Qwen3-4B"].shape.parameters
     alone, beside = (estimate(SMOL, replace(PLAN, teacher_parameters=each)) for each in (0, teacher))
     assert beside["total"] - alone["total"] == beside["teacher"] == 2 * teacher
+
+
+def test_rows_that_leave_a_step_unfilled_are_counted_as_they_stand() -> None:
+    rows = Tokenised([Row(f"r{at}", [1] * 700, ((600, 700),)) for at in range(9)], [])
+    settings = Settings(batch_tokens=2048, window=1024)
+    assert plan_of(settings, rows, None, "cpu").micro_tokens == 1400
+    assert plan_of(settings, None, None, "cpu").micro_tokens == 2048
 
 
 def test_nf4_shrinks_the_linear_layers_to_a_quarter_and_nothing_else() -> None:
