@@ -19,6 +19,7 @@ from potstill.progress import say
 from potstill.records import Json
 from potstill.stage import Shared
 
+from . import processes
 from .memory import StepPlan, described, estimate
 from .memory_choice import Choice, card_bytes, choose
 from .packing import Stream, Unit, micro_batches
@@ -76,7 +77,8 @@ def plan_of(
     """The step that the settings describe, before anything is chosen for a card."""
     most = settings.micro_tokens or (CPU_MICRO_TOKENS if device == "cpu" else settings.batch_tokens)
     lengths = [len(row.token_ids) for row in rows.rows] if rows else [settings.window]
-    tokens = max(min(settings.batch_tokens, most), max(lengths))
+    together = max(processes.count(), settings.devices)
+    tokens = max(min(-(-settings.batch_tokens // together), most), max(lengths))
     if rows and device == "cpu":
         tokens = _largest_micro_batch(settings, rows, tokens)
     share = rows.supervised_tokens / max(rows.tokens, 1) if rows else ASSUMED_LEARNT_SHARE
@@ -92,6 +94,8 @@ def plan_of(
         row_tokens=round(sum(length * length for length in lengths) / max(sum(lengths), 1)),
         longest_row=max(lengths),
         held_tokens=min(most, held.tokens) if held else 0,
+        optimizer="paged_8bit" if settings.optimizer == "paged_adamw_8bit" else "adamw",
+        shards=together if settings.shard == "full" else 1,
         teacher_parameters=_teacher_parameters(settings),
     )
 

@@ -118,11 +118,17 @@ def test_checkpointing_keeps_little_more_than_each_layers_input() -> None:
     assert again > PLAN.micro_tokens * SMOL.layers * SMOL.hidden * 2
 
 
-def test_shards_divide_what_is_stored_but_not_what_a_step_moves() -> None:
-    one, eight = (estimate(SMOL, replace(PLAN, adapter="full", shards=shards)) for shards in (1, 8))
-    for name in ("weights", "gradients", "optimizer"):
-        assert eight[name] == -(-one[name] // 8)
-    assert eight["activations"] == one["activations"]
+def test_shards_divide_frozen_weights_and_nothing_that_is_trained() -> None:
+    one, eight = (estimate(SMOL, replace(PLAN, shards=shards)) for shards in (1, 8))
+    assert eight["weights"] == -(-one["weights"] // 8)
+    for name in ("adapter", "gradients", "optimizer", "activations"):
+        assert eight[name] == one[name]
+
+
+def test_a_step_is_shared_out_over_the_devices_that_it_is_planned_for() -> None:
+    settings = Settings(batch_tokens=65_536, window=4096, devices=8, shard="full", optimizer="paged_adamw_8bit")
+    plan = plan_of(settings, None, None, "cuda")
+    assert (plan.micro_tokens, plan.shards, plan.optimizer) == (8192, 8, "paged_8bit")
 
 
 LLAMA_8B = KNOWN["meta-llama/Llama-3.1-8B"].shape
