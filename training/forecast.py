@@ -19,8 +19,10 @@ from potstill.progress import say
 from potstill.records import Json
 from potstill.stage import Shared
 
+from . import processes
 from .memory import StepPlan, described, estimate
 from .memory_choice import Choice, card_bytes, choose
+from .packing import Stream, Unit, micro_batches
 
 if TYPE_CHECKING:
     from .rows import Tokenised
@@ -75,7 +77,10 @@ def plan_of(
     """The step that the settings describe, before anything is chosen for a card."""
     most = settings.micro_tokens or (CPU_MICRO_TOKENS if device == "cpu" else settings.batch_tokens)
     lengths = [len(row.token_ids) for row in rows.rows] if rows else [settings.window]
-    tokens = max(min(settings.batch_tokens, most), max(lengths))
+    together = max(processes.count(), settings.devices)
+    tokens = max(min(-(-settings.batch_tokens // together), most), max(lengths))
+    if rows and device == "cpu":
+        tokens = _largest_micro_batch(settings, rows, tokens)
     share = rows.supervised_tokens / max(rows.tokens, 1) if rows else ASSUMED_LEARNT_SHARE
     full = settings.method == "full"
     return StepPlan(
@@ -89,8 +94,18 @@ def plan_of(
         row_tokens=round(sum(length * length for length in lengths) / max(sum(lengths), 1)),
         longest_row=max(lengths),
         held_tokens=min(most, held.tokens) if held else 0,
+        optimizer="paged_8bit" if settings.optimizer == "paged_adamw_8bit" else "adamw",
+        shards=together if settings.shard == "full" else 1,
         teacher_parameters=_teacher_parameters(settings),
     )
+
+
+def _largest_micro_batch(settings: Settings, rows: Tokenised, most: int) -> int:
+    """Tokens of the largest micro-batch of the first epoch: long rows, which stay whole, leave their steps unfilled."""
+    units = [Unit(row.id, (row,)) for row in rows.rows]
+    stream = Stream(units, seed=settings.seed, step_tokens=settings.batch_tokens)
+    steps = (stream.step(at) for at in range(stream.steps))
+    return max(sum(unit.tokens for unit in micro) for step in steps for micro in micro_batches(step, most))
 
 
 def _teacher_parameters(settings: Settings) -> int:

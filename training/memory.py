@@ -36,7 +36,7 @@ class StepPlan:
 
     `row_tokens` is the length of the row that an average token stands in, `longest_row` that of the longest;
     `held_tokens` those of a micro-batch of validation rows; `teacher_parameters` those of a teacher that is asked at
-    every step. The stored parts are divided by `shards`.
+    every step. The frozen weights are spread over `shards` devices; what is trained stands whole on each.
     """
 
     device: Literal["cpu", "cuda"]
@@ -67,13 +67,12 @@ class StepPlan:
 def estimate(shape: ModelShape, plan: StepPlan) -> dict[str, int]:
     """Bytes by part, and their sum as `total`: the peak of the process on a CPU, of one card on a GPU."""
     trained = trained_parameters(shape, plan)
-    whole = {
-        "weights": weight_bytes(shape, plan.quantization),
+    parts = {
+        "weights": -(-weight_bytes(shape, plan.quantization) // plan.shards),
         "adapter": 0 if plan.adapter == "full" else trained * BF16,
         "gradients": trained * BF16,
         "optimizer": round(trained * (PAGED_8BIT_BYTES if plan.optimizer == "paged_8bit" else ADAMW_BYTES)),
     }
-    parts = {name: -(-size // plan.shards) for name, size in whole.items()}
     parts["teacher"] = plan.teacher_parameters * BF16
     parts["dequantized"] = dequantized_bytes(shape, plan)
     parts["activations"] = activation_bytes(shape, plan)

@@ -83,6 +83,7 @@ class Settings(Section):
     then: Then | None = None
     # To plan by where no card is; they change no result, hence no folder's name.
     gpu_memory_gib: Annotated[float | None, Field(gt=0, exclude=True)] = None
+    devices: Annotated[int, Field(ge=1, le=1024, exclude=True)] = 1
     machine_usd_per_hour: Annotated[float | None, Field(ge=0, exclude=True)] = None
 
     @model_validator(mode="after")

@@ -12,8 +12,11 @@ import pytest
 from potstill.errors import PotstillError
 from potstill.known_bases import KNOWN
 from potstill.model_shape import ModelShape, shape_from_config, shape_of
+from training.forecast import plan_of
 from training.memory import StepPlan, activation_bytes, estimate, trained_parameters, weight_bytes
 from training.memory_choice import choose
+from training.rows import Row, Tokenised
+from training.run import Settings
 
 GIB = 2**30
 SMOL = ModelShape("llama", 49_152, 576, 1536, 30, 9, 3, 64, True, 8192)
@@ -88,6 +91,13 @@ def test_a_teacher_beside_the_student_stands_in_memory_whole() -> None:
     assert beside["total"] - alone["total"] == beside["teacher"] == 2 * teacher
 
 
+def test_rows_that_leave_a_step_unfilled_are_counted_as_they_stand() -> None:
+    rows = Tokenised([Row(f"r{at}", [1] * 700, ((600, 700),)) for at in range(9)], [])
+    settings = Settings(batch_tokens=2048, window=1024)
+    assert plan_of(settings, rows, None, "cpu").micro_tokens == 1400
+    assert plan_of(settings, None, None, "cpu").micro_tokens == 2048
+
+
 def test_nf4_shrinks_the_linear_layers_to_a_quarter_and_nothing_else() -> None:
     bf16, nf4 = weight_bytes(SMOL, "none"), weight_bytes(SMOL, "nf4")
     assert bf16 == SMOL.parameters * 2
@@ -108,11 +118,17 @@ def test_checkpointing_keeps_little_more_than_each_layers_input() -> None:
     assert again > PLAN.micro_tokens * SMOL.layers * SMOL.hidden * 2
 
 
-def test_shards_divide_what_is_stored_but_not_what_a_step_moves() -> None:
-    one, eight = (estimate(SMOL, replace(PLAN, adapter="full", shards=shards)) for shards in (1, 8))
-    for name in ("weights", "gradients", "optimizer"):
-        assert eight[name] == -(-one[name] // 8)
-    assert eight["activations"] == one["activations"]
+def test_shards_divide_frozen_weights_and_nothing_that_is_trained() -> None:
+    one, eight = (estimate(SMOL, replace(PLAN, shards=shards)) for shards in (1, 8))
+    assert eight["weights"] == -(-one["weights"] // 8)
+    for name in ("adapter", "gradients", "optimizer", "activations"):
+        assert eight[name] == one[name]
+
+
+def test_a_step_is_shared_out_over_the_devices_that_it_is_planned_for() -> None:
+    settings = Settings(batch_tokens=65_536, window=4096, devices=8, shard="full", optimizer="paged_adamw_8bit")
+    plan = plan_of(settings, None, None, "cuda")
+    assert (plan.micro_tokens, plan.shards, plan.optimizer) == (8192, 8, "paged_8bit")
 
 
 LLAMA_8B = KNOWN["meta-llama/Llama-3.1-8B"].shape
