@@ -11,6 +11,7 @@ import torch
 
 from potstill import models
 from potstill.contract import Contract
+from potstill.trained import find_trained, load_trained
 from tests.stages.test_distil_objectives import TRAIN, tokenizer_of, units, write_dataset
 from tests.stages.test_training import LABELS, trained
 from tests.stages.tiny_llama import tiny_base
@@ -72,7 +73,7 @@ def test_a_student_taught_with_rationales_is_served_with_the_same_contract(base:
     tokenizer = tokenizer_of(base)
     end = tokenizer.convert_tokens_to_ids(contracts[1].stop[0])
     prompts = [unit.rows[0].token_ids[: unit.rows[0].answer[0]] for unit in units(base, TRAIN[:12])]
-    student = models.load_float(tmp_path / "out-0.5" / "adapter").eval()
+    student = load_trained(find_trained(tmp_path / "out-0.5", base.path)).eval()
     for prompt in prompts:
         ids = torch.tensor([prompt])
         out_ids = student.generate(
