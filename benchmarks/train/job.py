@@ -13,6 +13,7 @@ from benchmarks.measure import Cost, measured
 from benchmarks.record import ROOT
 
 TIMEOUT_S = 900
+LOOK_S = 2.0  # how often the process is looked at while it trains: each look holds it up
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,12 @@ def run_job(job: Job, folder: Path, timeout_s: float = TIMEOUT_S) -> Ran:
     done.unlink(missing_ok=True)
     asked.write_text(json.dumps(asdict(job)))
     words = [sys.executable, "-m", "benchmarks.train.candidate", str(asked), str(done)]
-    cost = measured(words, cwd=ROOT, timeout_s=timeout_s)
+    cost = measured(words, cwd=ROOT, timeout_s=timeout_s, every_s=LOOK_S)
     if cost.code or not done.is_file():
         return Ran(fault=why(cost, timeout_s), wall_s=cost.wall_s)
     found = json.loads(done.read_text())
     steps = Steps(**found.pop("steps"))
-    return Ran(steps=steps, peak_bytes=cost.peak_bytes, wall_s=cost.wall_s, **found)
+    return Ran(steps=steps, wall_s=cost.wall_s, **found)
 
 
 def why(cost: Cost, timeout_s: float) -> str:
