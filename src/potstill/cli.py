@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from potstill import __version__
 from potstill.errors import PotstillError
@@ -133,5 +134,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 128 + next((each for each in stopped.args if isinstance(each, int)), signal.SIGINT)
 
 
+def entry() -> NoReturn:
+    """The `potstill` command: run it and end the process with its exit code."""
+    code = main()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Under torchrun threads of gloo may outlive their group; taking the interpreter down under them aborts
+        # ("terminate called without an active exception"), after all is done and written.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    raise SystemExit(code)
+
+
 if __name__ == "__main__":
-    raise SystemExit(main())
+    entry()
