@@ -64,7 +64,8 @@ def run_uvicorn(app: Any) -> None:
         server.should_exit = True
         await serving
 
-    asyncio.run(main(), loop_factory=config.get_loop_factory())
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(main())
 
 
 def main() -> None:

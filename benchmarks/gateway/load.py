@@ -18,6 +18,7 @@ import sys
 from collections import Counter, deque
 from dataclasses import dataclass, field
 from time import perf_counter
+from typing import cast
 from urllib.parse import urlsplit
 
 
@@ -63,8 +64,7 @@ class Client(asyncio.Protocol):
         self.status, self.left, self.chunked, self.stream = 0, -1, False, False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
 
     def ask(self, request: bytes, due: float, stream: bool) -> None:
         self.due, self.status, self.left, self.stream, self.last = due, 0, -1, stream, 0.0

@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import json
 import sys
+from typing import cast
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: "
 STREAM_HEAD = HEAD + b"text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -58,8 +59,7 @@ class Connection(asyncio.Protocol):
         self.writing: asyncio.Task[None] | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         self.buffer += data

@@ -24,6 +24,8 @@ async def models(server: Server, http: Http) -> None:
          "format": each.served.format}
         for each in server.fleet
     ]  # fmt: skip
+    if len(data) == 1:
+        http.extra.append((b"x-potstill-artifact", server.current.artifact.encode()))
     await http.respond_json({"object": "list", "data": data})
 
 

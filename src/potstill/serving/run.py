@@ -56,7 +56,7 @@ def serve(artifact: Path, settings: ServeSettings, name: str, capture_dir: Path,
     the settings name another folder. Raises RecipeError, ManifestMismatch, ParityMismatch or EngineFailure before the
     first request is taken.
     """
-    with _prepared(artifact, settings, name, capture_dir, redact) as (server, listening):
+    with _prepared(artifact, settings, name, capture_dir, redact) as (server, _, listening):
         now = server.current
         say(f"serve: {now.name} ({now.served.format}, artifact {now.artifact}) at {_url(listening)}/v1")
         if server.log is not None:
@@ -81,7 +81,7 @@ def running_server(
     artifact: Path, settings: ServeSettings, name: str, capture_dir: Path, redact: Redact | None = None
 ) -> Iterator[RunningServer]:
     """A server in a thread of this process for as long as the block runs; port 0 picks a free one."""
-    with _prepared(artifact, settings, name, capture_dir, redact) as (server, listening):
+    with _prepared(artifact, settings, name, capture_dir, redact) as (server, engine, listening):
         running = _uvicorn(server)
         thread = threading.Thread(target=running.run, args=([listening],), name="potstill-serve", daemon=True)
         thread.start()
@@ -90,7 +90,7 @@ def running_server(
                 if not thread.is_alive():
                     raise EngineFailure("the server ended while starting; its fault stands above")
                 thread.join(0.01)
-            yield RunningServer(_url(listening), server.current.engine, server.log.folder if server.log else None)
+            yield RunningServer(_url(listening), engine, server.log.folder if server.log else None)
         finally:
             running.should_exit = True
             thread.join()
@@ -99,7 +99,7 @@ def running_server(
 @contextmanager
 def _prepared(
     artifact: Path, settings: ServeSettings, name: str, capture_dir: Path, redact: Redact | None
-) -> Iterator[tuple[Server, socket.socket]]:
+) -> Iterator[tuple[Server, SupervisedEngine, socket.socket]]:
     """Everything that must hold before the first request, and its end in reverse order."""
     keys = Keys.load(settings.keys)
     refuse_open_door(settings.host, keys)
@@ -113,7 +113,7 @@ def _prepared(
         if log is not None:
             stack.callback(log.close)
         deployment = Deployment(name or served.digest[:12], served, engine)
-        yield Server(Fleet(deployment), settings, ORDER, keys=keys, meter=meter, log=log), listening
+        yield Server(Fleet(deployment), settings, ORDER, keys=keys, meter=meter, log=log), engine, listening
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -11,6 +11,7 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from time import monotonic
+from typing import cast
 from urllib.parse import urlsplit
 
 import httptools
@@ -129,15 +130,14 @@ class _Connection(asyncio.Protocol):
         self.alive = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport, self.alive = transport, True
+        self._transport, self.alive = cast(asyncio.Transport, transport), True  # uvloop's is no subclass
 
     async def ask(self, request: bytes) -> Reply:
         self._parser = httptools.HttpResponseParser(self)
         self.status, self.headers, self.heard = 0, dict[str, str](), False
         self._pieces: deque[bytes] = deque()
         self._waiting = 0
-        self._whole = self._paused = False
+        self._whole = self._kept = self._paused = False
         self._fault: UpstreamFault | None = None
         self._wake: asyncio.Future[None] | None = None
         if not self.alive or self._transport is None:
@@ -197,7 +197,7 @@ class _Connection(asyncio.Protocol):
             self._transport.pause_reading()
 
     def on_message_complete(self) -> None:
-        self._whole = True
+        self._whole, self._kept = True, bool(self._parser.should_keep_alive())
 
     def connection_lost(self, fault: Exception | None) -> None:
         self.alive = False
@@ -210,7 +210,7 @@ class _Connection(asyncio.Protocol):
             self._woken()
 
     def leave(self) -> None:
-        if self._whole and self.alive and self._parser.should_keep_alive():
+        if self._whole and self._kept and self.alive:
             self._owner.take_back(self)
         else:
             self.abort()
