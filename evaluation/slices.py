@@ -145,5 +145,6 @@ def _entry(
         },
         "difference": difference and difference.value, "low": difference and difference.low,
         "high": difference and difference.high,
-        "p": p(0.0), "p_holm": None, "p_bound": p(bound), "p_bound_holm": None, "too_small": small, "flag": "too small" if small else "undefined",
+        "p": p(0.0), "p_holm": None, "p_bound": p(bound), "p_bound_holm": None,
+        "too_small": small, "flag": "too small" if small else "undefined",
     }  # fmt: skip

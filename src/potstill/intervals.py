@@ -244,7 +244,8 @@ def _underpowered(difference: Difference, margin: float, alpha: float, rule: Pow
     power = power_of(difference.n, margin, differing, effect, alpha)
     reason = (
         f"too few rows to conclude: {difference.n:,} rows, on {differing:.0%} of which the two differ; with a margin "
-        f"of {margin:g} a student exactly as good would pass in {power:.0%} of such tests; nothing is concluded below {least:,} rows, and {wanted:,} would pass it in {rule.wanted:.0%}"
+        f"of {margin:g} a student exactly as good would pass in {power:.0%} of such tests; "
+        f"nothing is concluded below {least:,} rows, and {wanted:,} would pass it in {rule.wanted:.0%}"
     )
     return Decision("undecided", reason, wanted)
 
