@@ -4,9 +4,9 @@ What one report says holds for that student. What may be said of the *recipe* va
 to be held out, and with the seed. Rows and seeds are crossed (every seed answers every row), so the variance of the
 mean difference is that over conversations of the differences averaged over seeds, plus that between seeds over their
 number (crossed random effects, Searle, Casella & McCulloch 1992, chapter 5; two-way clustering, Cameron, Gelbach &
-Miller 2011). What row and seed do together stands in both parts and is left in both, so that the interval is rather too wide
-than too narrow. Degrees of freedom are Satterthwaite's (1946): two or three seeds say little of their spread, and the
-interval shows it.
+Miller 2011). What row and seed do together stands in both parts and is left in both, so that the interval is rather
+too wide than too narrow. Degrees of freedom are Satterthwaite's (1946): two or three seeds say little of their spread,
+and the interval shows it.
 """
 
 from __future__ import annotations
