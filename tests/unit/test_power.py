@@ -66,7 +66,7 @@ def test_sixty_rows_conclude_nothing_however_large_the_difference_and_name_the_r
     planned = decide(found, 0.02, rule=PowerRule())
     assert planned.verdict == "undecided"
     assert planned.rows_needed == rows_for(0.8, 0.02, 21 / 60)
-    assert "nothing is concluded below 1,448 rows, and 6,868 would pass it in 80%" in planned.reason
+    assert "nothing is concluded below 1,446 rows, and 6,868 would pass it in 80%" in planned.reason
     assert decide(found, 0.02, rule=PowerRule(least=0.0)).verdict == "superior"
 
 
