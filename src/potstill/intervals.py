@@ -150,7 +150,7 @@ def difference_of_rates(name: str, won: Array, lost: Array, sizes: Array, how: R
     low, high = score_interval(counts, how.alpha)
     wins, losses = int((won > lost).sum()), int((won < lost).sum())
     if wins + losses < fewest_differing(how.alpha):
-        low, high = min(low, 0.0), max(high, 0.0)
+        low, high = _wide(low, high, wins, losses, len(sizes), how.alpha)
     return Difference(
         name, counts.difference, low, high, counts.rows, len(sizes), wins, losses, "score",
         (counts.wins + counts.losses) / counts.rows, counts.effect,
@@ -170,13 +170,17 @@ def difference_of_ratios(name: str, sums: Array, sizes: Array, how: Resampling) 
     gain = (sums[:, 0] - sums[:, 2]) - pooled * (sums[:, 1] - sums[:, 3])
     wins, losses, count = int((gain > 0).sum()), int((gain < 0).sum()), len(sizes)
     if wins + losses < fewest_differing(how.alpha):
-        low = min(low, -wilson(losses, count, how.alpha)[1])
-        high = max(high, wilson(wins, count, how.alpha)[1])
+        low, high = _wide(low, high, wins, losses, count, how.alpha)
     elif high - low < 1e-12:
         # Every conversation differs alike: what the next one does is bounded by their number alone.
         unseen = wilson(0, count, how.alpha)[1]
         low, high = max(-1.0, low - unseen), min(1.0, high + unseen)
     return Difference(name, value, low, high, int(sizes.sum()), count, wins, losses)
+
+
+def _wide(low: float, high: float, wins: int, losses: int, clusters: int, alpha: float) -> tuple[float, float]:
+    """A handful of clusters that differ: each side at least as wide as its own rate leaves open, 0 among it."""
+    return min(low, -wilson(losses, clusters, alpha)[1]), max(high, wilson(wins, clusters, alpha)[1])
 
 
 def p_worse(
