@@ -12,8 +12,8 @@ rows         n rows of their own; teacher and student differ on 20 % of them; ma
 ties         n rows of their own; they differ on 5 %; margin 2 points
 clustered    n conversations of skewed sizes (log-normal: 3 rows on average, up to 30), outcomes alike within one
              (intra-cluster correlation 0.2); 20 % differ; margin 5 points
-fields       n rows scored by micro F1 over up to 4 fields, so the bootstrap decides; margin 5 points. Fewer promotions
-             and 2,000 resamples each, for time
+fields       n rows of one or two fields scored by micro F1, so the bootstrap decides; margin 5 points. Fewer
+             promotions and 1,000 resamples each, for time
 judge        n rows as in `rows`, judged by a model that calls one in five of the student's losses a tie. What the
              decision is then worth: no check, since no interval mends a biased judge
 judge, ppi   the same with a labelled subset (n / 3 rows, at least 100) and prediction-powered inference
@@ -22,6 +22,7 @@ judge, ppi   the same with a labelled subset (n / 3 rows, at least 100) and pred
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -39,6 +40,8 @@ SIZES = (30, 60, 100, 300, 1000, 5000)
 TRUTHS = {"at margin": -1.0, "slightly worse": -1.5, "clearly worse": -2.5, "equal": 0.0, "better": 1.0}
 WORSE = ("at margin", "slightly worse", "clearly worse")
 RATES = Resampling(alpha=0.05)  # no resample is drawn for rates
+LEAST, MOST = 0.94, 0.96
+ENOUGH = 12
 CELLS_AT_ONCE = 2_000_000
 
 
@@ -92,6 +95,7 @@ class Tally:
     superior: int = 0
     inferior: int = 0
     covered: int = 0
+    differing: int = 0
     width: float = 0.0
 
     def add(self, found: Difference, cell: Cell, times: int = 1) -> None:
@@ -101,6 +105,7 @@ class Tally:
         self.superior += times * (word == "superior")
         self.inferior += times * (word == "inferior")
         self.covered += times * (found.low - 1e-12 <= cell.difference <= found.high + 1e-12)
+        self.differing += times * (found.wins + found.losses)
         self.width += times * (found.high - found.low)
 
 
@@ -147,7 +152,7 @@ def conversations(cell: Cell) -> Tally:
 
 
 def fields(cell: Cell) -> Tally:
-    """Up to 4 fields a row, the teacher right on 70 % of them, half of the student's answers copied from the teacher.
+    """One or two fields a row, the teacher right on 70 % of them, half of the student's rows copied from the teacher.
 
     A wrong field is one missed and one made up, as in extraction, so micro F1 is the share of right fields.
     """
@@ -155,13 +160,13 @@ def fields(cell: Cell) -> Tally:
     copied = 0.5
     sizes = np.ones(cell.n)
     for at in range(cell.promotions):
-        many = generator.integers(1, 5, cell.n)
+        many = generator.integers(1, 3, cell.n)
         ability = generator.uniform(0.6, 0.8, cell.n)  # rows differ in difficulty
         teacher = generator.binomial(many, ability)
         own = generator.binomial(many, ability + cell.difference / (1 - copied))
         student = np.where(generator.random(cell.n) < copied, teacher, own)
         sums = np.stack([2.0 * student, 2.0 * many, 2.0 * teacher, 2.0 * many], axis=1)
-        found = difference_of_ratios("slot_f1", sums, sizes, Resampling(RATES.alpha, 2_000, at))
+        found = difference_of_ratios("slot_f1", sums, sizes, Resampling(RATES.alpha, 1_000, at))
         if found is not None:
             tally.add(found, cell)
     return tally
@@ -220,7 +225,12 @@ def main() -> int:
     todo = list(cells(args.quick, args.only))
     start = time.monotonic()
     with ProcessPoolExecutor(args.processes) as pool:
-        done = dict(zip(todo, pool.map(run, todo, chunksize=1), strict=True))
+        done = {}
+        for cell, tally in zip(todo, pool.map(run, todo, chunksize=1), strict=True):
+            done[cell] = tally
+            print(
+                f"{len(done)} of {len(todo)}: {cell.structure}, n={cell.n}, {cell.truth}", file=sys.stderr, flush=True
+            )
     for cell, tally in done.items():
         report(record, cell, tally)
     for name in dict.fromkeys(cell.structure for cell in todo):
@@ -240,21 +250,28 @@ def report(record: Record, cell: Cell, tally: Tally) -> None:
 
 
 def hold(record: Record, name: str, done: dict[Cell, Tally]) -> None:
-    """Worst false promotion and coverage of a structure against the goals, Monte-Carlo error counted against us."""
+    """A structure against the goals: Monte-Carlo error counts against us in false promotions, and for us in coverage.
+
+    A cell misses the goal of coverage when its whole Monte-Carlo interval lies outside of 94 to 96 %. Above 96 % is
+    held against cells in which ENOUGH conversations differ on average: counts of fewer take too few values.
+    """
     errors = {c: wilson(t.promoted, t.promotions)[1] for c, t in done.items() if c.truth in WORSE}
     coverage = {c: t.covered / t.promotions for c, t in done.items()}
+    shown = {c: wilson(t.covered, t.promotions) for c, t in done.items()}
+    enough = [c for c, t in done.items() if t.differing >= ENOUGH * t.promotions]
     superior = max(t.superior / t.promotions for c, t in done.items() if c.truth == "equal")
-    worst, least, most = (
-        pick(found, key=found.__getitem__) for pick, found in ((max, errors), (min, coverage), (max, coverage))
-    )
+    worst = max(errors, key=errors.__getitem__)
+    least, most = min(coverage, key=coverage.__getitem__), max(enough, key=coverage.__getitem__)
+    false = done[worst].promoted / done[worst].promotions
+    record.figure(f"{name}: false promotion, worst", [false, false, errors[worst]], f"n={worst.n}, {worst.truth}")
     record.figure(f"{name}: called superior though equal, most", superior, "")
-    record.figure(f"{name}: worst false promotion, upper end", errors[worst], f"n={worst.n}, {worst.truth}")
-    record.figure(f"{name}: least coverage", coverage[least], f"n={least.n}, {least.truth}")
-    record.figure(f"{name}: most coverage", coverage[most], f"n={most.n}, {most.truth}")
-    if not STRUCTURES[name].checked:
-        return
-    record.check(f"{name}: worst false promotion, upper end", errors[worst], at_most=0.05)
-    record.check(f"{name}: least coverage", coverage[least], at_least=0.94)
+    record.figure(f"{name}: coverage, least", coverage[least], f"n={least.n}, {least.truth}")
+    record.figure(f"{name}: coverage, most (enough differ)", coverage[most], f"n={most.n}, {most.truth}")
+    if STRUCTURES[name].checked:
+        low, high = (sum(shown[c][1] < LEAST for c in done), sum(shown[c][0] > MOST for c in enough))
+        record.check(f"{name}: worst false promotion, upper end", errors[worst], at_most=0.05)
+        record.check(f"{name}: cells shown to cover less than 94 %", low, at_most=0)
+        record.check(f"{name}: cells shown to cover more than 96 %", high, at_most=0)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def p_less(counts: PairedCounts, bound: float = 0.0) -> float:
     from scipy.special import bdtr, ndtr, stdtr
 
     if counts.freedom is None and bound == 0:
-        return float(bdtr(counts.wins, counts.wins + counts.losses, 0.5))
+        return float(bdtr(counts.wins, int(counts.wins + counts.losses), 0.5))
     wins, losses, rows = (each / counts.effect for each in (counts.wins, counts.losses, counts.rows))
     above, variance = wins - losses - rows * bound, _variance(wins, losses, rows, bound)
     if variance <= 0:
