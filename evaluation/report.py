@@ -43,6 +43,7 @@ def predictions_of(name: str, answers: Sequence[Answer], rows: HeldOut, task: Ta
                 id=example.id, conversation=example.conversation, candidate=name, text=answer.text,
                 valid=reason is None, reason=reason, prompt_tokens=answer.prompt_tokens,
                 completion_tokens=answer.completion_tokens, latency_ms=answer.latency_ms, cost_usd=answer.cost_usd,
+                confidence=answer.confidence,
                 quality=task.score(value, rows.gold[example.id]) if example.id in rows.gold else {},
                 agreement=task.score(value, rows.teacher[example.id]) if example.id in rows.teacher else {},
             )
@@ -164,7 +165,7 @@ def write_predictions(path: Path, predictions: Predictions, rows: HeldOut, task:
     whole, number, text = pa.int64(), pa.float64(), pa.string()
     types = {
         "valid": pa.bool_(), "prompt_tokens": whole, "completion_tokens": whole, "latency_ms": number,
-        "cost_usd": number,
+        "cost_usd": number, "confidence": number,
     }  # fmt: skip
     names = [*Prediction.__dataclass_fields__, "gold", "teacher"]
     table = [
