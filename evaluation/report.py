@@ -91,8 +91,8 @@ def _figures(basis: Basis, predictions: Sequence[Prediction], task: Task, how: R
     scored = [each for each in predictions if getattr(each, basis)]
     rows = [getattr(each, basis) for each in scored]
     clusters = [each.conversation for each in scored]
-    first, *others = [estimate(metric, rows, clusters, how) for metric in task.metrics]
-    return as_json(first, others)
+    known = [each for metric in task.metrics if (each := estimate(metric, rows, clusters, how)) is not None]
+    return as_json(known[0], known[1:]) if known else None
 
 
 def correct_rate(predictions: Sequence[Prediction]) -> float | None:

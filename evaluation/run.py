@@ -31,6 +31,10 @@ from potstill.tasks import Task
 from .candidates import Answer, Candidate, answers_of, build, expand, facts_of
 from .costs import PriceList, cost_of
 from .gate import GateRule, headline, judge, judged
+from .judges import (
+    JudgeSettings, Outcome, by_people, explained, judge_inputs, judge_predictions, judged_task, refuse_unready,
+)  # fmt: skip
+from .metrics.details import details_of
 from .report import (
     Predictions,
     Rules,
@@ -88,21 +92,25 @@ class Settings(Section):
     parallel: Annotated[int, Field(ge=1, le=256)] = 4
     prices: Prices = Prices()
     gate: Gate = Gate()
+    judge: JudgeSettings | None = None
 
 
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
-    """The gold file; raises RecipeError when it is not there."""
+    """The gold file, the judges' files and the database of SQL; raises RecipeError for one that is not there."""
+    found = judge_inputs(settings.judge)
+    if sql := shared.task_definition.get("sql"):
+        found.append(Input("sql database", sql["database"], sha256_file(Path(sql["database"]))))
     if settings.gold is None:
-        return []
+        return found
     path = Path(settings.gold)
     if not path.is_file():
         raise RecipeError([f"evaluate.gold: {path} does not exist; give the file of {{id, answer}} lines"])
-    return [Input("gold", str(path), sha256_file(path))]
+    return [Input("gold", str(path), sha256_file(path)), *found]
 
 
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
     """Returns the facts of the report: its gate, headline, and each candidate in brief."""
-    task = shared.task()
+    task = judged_task(shared.task(), settings.judge)
     manifests = {noun: read_manifest(upstream[noun], noun, verify=False) for noun in NEEDS}
     refuse_another_prompt(manifests["dataset"], Contract.read(upstream["artifact"]))
     gold = Path(settings.gold) if settings.gold else None
@@ -110,6 +118,7 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     names = expand(settings.candidates, manifests["artifact"])
     rule = GateRule(**{**settings.gate.model_dump(), "candidate": judged(settings.gate.candidate, names)})
     judged(rule.baseline, names)
+    refuse_unready(settings.judge, task.kind, names)
     write_plan(out, settings, rule, names, rows, task)
     candidates = build(names, rows.examples, shared, upstream, settings.parallel)
     return evaluate(settings, shared, upstream, out, rows=rows, rule=rule, candidates=candidates, manifests=manifests)
@@ -136,8 +145,12 @@ def evaluate(
         for each in candidates
     }  # fmt: skip
     refuse_broken_engine(rule.candidate, answers[rule.candidate])
-    predictions = {name: predictions_of(name, found, rows, task) for name, found in answers.items()}
-    report = assemble(settings, shared, rows, rule, candidates, answers, predictions, manifests)
+    predictions: Predictions = {name: predictions_of(name, found, rows, task) for name, found in answers.items()}
+    predictions, outcome = judge_predictions(
+        settings.judge, candidate=rule.candidate, baseline=rule.baseline, rows=rows, predictions=predictions,
+        shared=shared, out=out, how=rules_of(settings, rows).how,
+    )  # fmt: skip
+    report = assemble(settings, shared, rows, rule, candidates, answers, predictions, manifests, outcome)
     write_atomically(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
     write_predictions(out / "predictions.parquet", predictions, rows, task)
     write_html(out / "report.html", report, rows, predictions, task)
@@ -172,7 +185,7 @@ def refuse_broken_engine(name: str, answers: Sequence[Answer]) -> None:
 def rules_of(settings: Settings, rows: HeldOut) -> Rules:
     """Quality decides only on gold: corrected rows are those that somebody complained about, no fair sample."""
     how = Resampling(settings.alpha, settings.resamples, settings.seed)
-    return Rules(settings.margin, "quality" if rows.source == "gold" else "agreement", how)
+    return Rules(settings.margin, "quality" if rows.source == "gold" or settings.judge else "agreement", how)
 
 
 def write_plan(out: Path, settings: Settings, rule: GateRule, names: Sequence[str], rows: HeldOut, task: Task) -> None:
@@ -202,9 +215,10 @@ def assemble(
     answers: dict[str, list[Answer]],
     predictions: Predictions,
     manifests: dict[Noun, Manifest],
+    outcome: Outcome | None = None,
 ) -> Json:
     """The whole of report.json."""
-    task, rules = shared.task(), rules_of(settings, rows)
+    task, rules = judged_task(shared.task(), settings.judge), rules_of(settings, rows)
     prices = PriceList(**settings.prices.model_dump())
     entries: dict[str, Json] = {}
     for each in candidates:
@@ -217,7 +231,8 @@ def assemble(
     if not any((each["candidate"], each["baseline"]) == (rule.candidate, rule.baseline) for each in comparisons):
         extra = compare(rule.candidate, rule.baseline, predictions, task, rules)
         comparisons = [extra, *comparisons] if extra else comparisons
-    gate = judge(rule, comparisons, entries, rows.source)
+    comparisons = by_people(outcome, comparisons, entries, settings.margin, rules.how)
+    gate = explained(judge(rule, comparisons, entries, rows.source), outcome)
     return {
         "name": shared.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -229,6 +244,7 @@ def assemble(
         "rows": rows_entry(rows),
         "candidates": entries,
         "comparisons": comparisons,
+        "details": details_of(predictions, rows, shared.task(), rules.how, outcome.details if outcome else None),
         "confusions": {
             name: confusions_of(name, predictions[name], rows, task)
             for name in dict.fromkeys((rule.candidate, rule.baseline))
