@@ -58,7 +58,10 @@ class Resampled:
     def __init__(self, terms: Array, clusters: Sequence[str], how: Resampling) -> None:
         self.n, self.alpha = len(terms), how.alpha
         self.total = terms.sum(axis=0)[None, :]
-        self.drawn, self.clusters = resampled_sums(terms, clusters, how)
+        if terms.shape[1] == 0:  # objects without a single field
+            self.drawn, self.clusters = self.total, len(set(clusters))
+        else:
+            self.drawn, self.clusters = resampled_sums(terms, clusters, how)
 
     def figure(self, statistic: Callable[[Array], Array], unit: Unit = "share") -> Json | None:
         import numpy as np

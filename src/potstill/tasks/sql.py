@@ -70,7 +70,10 @@ class SqlDatabase:
         start = time.monotonic()
         base.set_progress_handler(lambda: int(time.monotonic() - start > self.timeout_s), STEPS_A_CHECK)
         try:
-            rows = _bounded(base.execute(query), self.max_rows)
+            cursor = base.execute(query)
+            if cursor.description is None:
+                return Result(error="returns no columns; expected one SELECT")
+            rows = _bounded(cursor, self.max_rows)
         except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as fault:
             if time.monotonic() - start > self.timeout_s:
                 return Result(error=f"ran longer than {self.timeout_s:g} s")
