@@ -57,6 +57,7 @@ class Judge:
     _recorded: dict[str, Verdict] | None = None
     _client: httpx.Client | None = None
     _failed_in_a_row: int = 0
+    _last_error: str = ""
 
     @property
     def name(self) -> str:
@@ -84,7 +85,12 @@ class Judge:
             if not due:
                 break
             if attempt + 1 < self.settings.attempts:
-                time.sleep(random.uniform(0, min(0.5 * 2**attempt, LONGEST_PAUSE_S)))
+                # Full jitter (Brooker, "Exponential Backoff and Jitter", AWS 2015).
+                time.sleep(random.uniform(0, min(2.0**attempt, LONGEST_PAUSE_S)))
+        for key in due:
+            self.failed.setdefault(key, "not asked: the judge answered nothing before it")
+        if self._failed_in_a_row >= HOPELESS_IN_A_ROW:
+            raise self._hopeless()
 
     def close(self) -> None:
         if self._client is not None:
@@ -114,7 +120,12 @@ class Judge:
                 for done in as_completed(asked):
                     if self._settle(asked[done], done.result()):
                         later[asked[done].key] = asked[done]
-                self._refuse_hopeless(batch)
+                errors = [self.failed[each.key] for each in batch if each.key in self.failed]
+                if any(each.startswith(_REFUSED) for each in errors):
+                    raise self._hopeless()
+                if len(errors) == len(batch):  # it answers nothing now: pause before the rest
+                    later |= {each.key: each for each in waiting}
+                    break
         return later
 
     def _affordable(self, waiting: Sequence[Question]) -> list[Question]:
@@ -146,7 +157,8 @@ class Judge:
 
         request = CompletionRequest(question.key, list(question.messages), max_tokens=self.model.max_tokens)
         try:
-            response = self._opened().post("chat/completions", json=self._body(request))
+            headers = {"Idempotency-Key": f"{self.name}-{question.key}"}
+            response = self._opened().post("chat/completions", json=self._body(request), headers=headers)
             response.raise_for_status()
             data = response.json()
         except httpx.HTTPStatusError as fault:
@@ -195,18 +207,16 @@ class Judge:
             return False
         if _unbilled(answer.error):
             self.kept.free(name)
-        self.failed[question.key] = answer.error
+        self.failed[question.key] = self._last_error = answer.error
         self._failed_in_a_row += 1
         return _passing(answer.error)
 
-    def _refuse_hopeless(self, batch: Sequence[Question]) -> None:
-        """Stop before more is spent on a judge that refuses the key or answers nothing."""
-        errors = [self.failed[each.key] for each in batch if each.key in self.failed]
-        if errors and (errors[-1].startswith(_REFUSED) or self._failed_in_a_row >= HOPELESS_IN_A_ROW):
-            raise PotstillError(
-                f"judge {self.name} at {self.model.base_url}: {self._failed_in_a_row} questions in a row came to "
-                f"nothing, the last by {errors[-1]}; what was paid for is kept: mend it and run again"
-            )
+    def _hopeless(self) -> PotstillError:
+        """A judge that refuses the key or answers nothing is not asked on."""
+        return PotstillError(
+            f"judge {self.name} at {self.model.base_url}: {self._failed_in_a_row} questions in a row came to nothing, "
+            f"the last by {self._last_error}; what was paid for is kept: mend it and run again"
+        )
 
 
 def _unbilled(error: str) -> bool:

@@ -67,7 +67,7 @@ class JudgeSettings(Section):
     controls: Annotated[int, Field(ge=0, le=1000)] = 20
     concurrency: Annotated[int, Field(ge=1, le=256)] = 8
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
-    attempts: Annotated[int, Field(ge=1, le=20)] = 4
+    attempts: Annotated[int, Field(ge=1, le=20)] = 6
     seed: int = 0
 
     @model_validator(mode="after")

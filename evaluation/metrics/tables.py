@@ -165,11 +165,17 @@ def _preferences(judge: Json) -> Table:
 def _judges(judge: Json) -> Table:
     rows = tuple(
         (name, f"{each['asked']:,}", f"{each['unreadable']:,}", f"{each['failed']:,}", shown(each["consistent"]),
-         shown(each["first_shown"]), _usd(each["usd"]))
+         shown(each["first_shown"]), shown(each["controls"]), "yes" if each["used"] else "no", _usd(each["usd"]))
         for name, each in judge["judges"].items()
     )  # fmt: skip
-    columns = ("judge", "verdicts", "unreadable", "failed", "same in both orders", "prefers what is shown first", "cost")
-    note = "A judge without a bias for a place prefers the answer shown first in half of its choices."
+    columns = (
+        "judge", "verdicts", "unreadable", "failed", "same in both orders", "prefers what is shown first",
+        "controls told right", "used", "cost",
+    )  # fmt: skip
+    note = (
+        "A judge without a bias for a place prefers the answer shown first in half of its choices. Controls: a row's "
+        "answer beside another row's; a judge that cannot tell them apart is not used."
+    )
     return Table("The judges", columns, rows, note)
 
 
