@@ -32,8 +32,15 @@ from .candidates import Answer, Candidate, answers_of, build, expand, facts_of
 from .costs import PriceList, cost_of
 from .gate import GateRule, headline, judge, judged
 from .judges import (
-    JudgeSettings, Outcome, by_people, explained, judge_inputs, judge_predictions, judged_task, refuse_unready,
-)  # fmt: skip
+    JudgeSettings,
+    Outcome,
+    by_people,
+    explained,
+    judge_inputs,
+    judge_predictions,
+    judged_task,
+    refuse_unready,
+)
 from .metrics.details import details_of
 from .report import (
     Predictions,

@@ -77,7 +77,7 @@ class Judge:
                 self.replies[key] = found
                 del due[key]
         if self.model.recorded is not None:
-            self.failed |= {key: f"not among the judgements in {self.model.recorded}" for key in due}
+            self.failed |= dict.fromkeys(due, f"not among the judgements in {self.model.recorded}")
             return
         self._opened()
         for attempt in range(self.settings.attempts):

@@ -80,9 +80,7 @@ def best_weight(y: Array, f: Array, rest: Array) -> float:
     return float(np.clip(shared / ((1 + len(f) / len(rest)) * spread), 0.0, 1.0))
 
 
-def _pseudo_outcomes(
-    pairs: Sequence[Judged], y: Array, f: Array, rest: Array, weight: float, centre: float
-) -> Array:
+def _pseudo_outcomes(pairs: Sequence[Judged], y: Array, f: Array, rest: Array, weight: float, centre: float) -> Array:
     """One term a pair; their mean is the estimate, and their scatter over conversations is its error.
 
     Labelled and unlabelled pairs enter as deviations from their own means, blown up by how few of them there are:

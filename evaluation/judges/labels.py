@@ -23,7 +23,7 @@ Labels = dict[tuple[str, str, str], list[float]]
 
 
 def read_labels(path: Path) -> Labels:
-    """Scores of the first text against the second, by (id, first, second); raises DamagedInput for a line that is none."""
+    """Scores of the first text against the second, by (id, first, second); raises DamagedInput for a damaged line."""
     found: Labels = defaultdict(list)
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
         if not line.strip():

@@ -52,9 +52,7 @@ def record_of(
     """The judge's record; it is used when its controls show that it can tell a right answer from a stranger's."""
     read = ((at, opinion_of(judge, each, criteria)) for at, each in enumerate(pairs) if each.known is None)
     opinions = {at: opinion for at, opinion in read if opinion is not None}
-    checked = [
-        (each, opinion) for each in controls if (opinion := opinion_of(judge, each, criteria)) is not None
-    ]
+    checked = [(each, opinion) for each in controls if (opinion := opinion_of(judge, each, criteria)) is not None]
     told = mean([each.score == WIN for _, each in checked], [pair.cluster for pair, _ in checked], how)
     used = not controls or (told is not None and told["low"] > 0.5)
     seen = [*opinions.values(), *(each for _, each in checked)]
@@ -136,7 +134,10 @@ def agreement_of(
 
 
 def _agreement(
-    first: tuple[str, Mapping[int, float]], second: tuple[str, Mapping[int, float]], pairs: Sequence[Pair], how: Resampling
+    first: tuple[str, Mapping[int, float]],
+    second: tuple[str, Mapping[int, float]],
+    pairs: Sequence[Pair],
+    how: Resampling,
 ) -> Json:
     from sklearn.metrics import cohen_kappa_score
 
@@ -157,12 +158,19 @@ def _word(score: float) -> str:
 
 def sentences_of(name: str, entry: Json, records: Sequence[Record], budget: float) -> tuple[list[str], list[str]]:
     """Reasons against a gate that rests on these judgements, and what it stands on."""
-    against, grounds = [], []
+    against: list[str] = []
+    grounds: list[str] = []
     for each in records:
         told = each.entry["controls"]
         if not each.used:
-            share = f"in {told['value']:.0%} of {told['n']} control pairs" if told else "in no control pair (none was answered)"
-            words = f"judge {each.judge.name} told the right answer from a stranger's {share}: its verdicts are not used"
+            share = (
+                f"in {told['value']:.0%} of {told['n']} control pairs"
+                if told
+                else "in no control pair (none was answered)"
+            )
+            words = (
+                f"judge {each.judge.name} told the right answer from a stranger's {share}: its verdicts are not used"
+            )
             (grounds if any(other.used for other in records) else against).append(words)
     missing = entry["unjudged"]
     if missing:
@@ -177,5 +185,3 @@ def sentences_of(name: str, entry: Json, records: Sequence[Record], budget: floa
     else:
         grounds.append(f"preference as {entry['labels']} human labels correct it (prediction-powered inference)")
     return against, grounds
-
-

@@ -72,7 +72,11 @@ def opinion_of(judge: Judge, pair: Pair, criteria: str | None) -> Opinion | None
 
 
 def pairs_of(
-    candidate: str, baseline: str, examples: Sequence[Example], predictions: Mapping[str, Sequence[Prediction]], seed: int
+    candidate: str,
+    baseline: str,
+    examples: Sequence[Example],
+    predictions: Mapping[str, Sequence[Prediction]],
+    seed: int,
 ) -> list[Pair]:
     """One pair a row, whole conversations in an order drawn by `seed`: where money ends early, what was judged is still
     a fair sample."""

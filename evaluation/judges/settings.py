@@ -108,7 +108,9 @@ def refuse_unready(settings: JudgeSettings | None, kind: str, names: Sequence[st
             )
         paid = each.price is not None and each.price.input + each.price.output > 0
         if paid and settings.budget_usd == 0:
-            faults.append(f"evaluate.judge.budget_usd: {each.name} costs money and the budget is 0; say how much at most")
+            faults.append(
+                f"evaluate.judge.budget_usd: {each.name} costs money and the budget is 0; say how much at most"
+            )
     faults += [
         f"evaluate.judge.candidates: {name} is not evaluated; the candidates are {', '.join(names)}"
         for name in settings.candidates

@@ -12,7 +12,12 @@ from potstill.tasks import Metric
 from .figures import Resampled, Scored, divided, mean, ratio
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from .figures import Array
+
+    Places = NDArray[np.intp]
 
 BINS = 10
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
@@ -141,7 +146,7 @@ def abstention_of(rows: Sequence[Scored], how: Resampling) -> Json | None:
 
 
 def _point(
-    share: float, confidence: Array, wrong: Array, ends: Array, clusters: Sequence[str], how: Resampling
+    share: float, confidence: Array, wrong: Array, ends: Places, clusters: Sequence[str], how: Resampling
 ) -> Json:
     """Risk where at least this share is answered, at the threshold that does so."""
     n = len(confidence)
@@ -151,7 +156,7 @@ def _point(
     return {"coverage": (at + 1) / n, "threshold": float(confidence[at]), "risk": risk}
 
 
-def _aurc_interval(wrong: Array, ends: Array, clusters: Sequence[str], how: Resampling) -> tuple[float, float]:
+def _aurc_interval(wrong: Array, ends: Places, clusters: Sequence[str], how: Resampling) -> tuple[float, float]:
     """The percentile interval of AURC; conversations resampled as weights of their rows."""
     import numpy as np
 

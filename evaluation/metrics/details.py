@@ -62,9 +62,7 @@ def scored_rows(
         if each.valid:  # the teacher's values are what distillation read out of its recorded text
             value = rows.teacher.get(each.id) if name == "teacher" else task.parse(each.text, example.tools).value
         text = value if isinstance(value, str) else each.text
-        found.append(
-            Scored(each.id, each.conversation, value, references[each.id], each.reason, each.confidence, text)
-        )
+        found.append(Scored(each.id, each.conversation, value, references[each.id], each.reason, each.confidence, text))
     return found
 
 

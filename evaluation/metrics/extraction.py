@@ -63,7 +63,8 @@ def _counts(rows: Sequence[Scored], fields: Sequence[str]) -> Array:
 
 def _parts(sums: Array, k: int) -> Array:
     """(resamples, 4, fields)."""
-    return sums.reshape(len(sums), 4, k)
+    parts: Array = sums.reshape(len(sums), 4, k)
+    return parts
 
 
 def _summed(sums: Array, k: int) -> Array:

@@ -49,7 +49,9 @@ def sql_details(rows: Sequence[Scored], task: Any, how: Resampling) -> Json:
     clusters = [row.cluster for row in rows]
     scores = [task.score(row.value, row.reference) for row in rows]
     reasons = Counter(
-        _kind_of(task.sql.run(row.value).error) for row in rows if row.value is not None and task.sql.run(row.value).error
+        _kind_of(task.sql.run(row.value).error)
+        for row in rows
+        if row.value is not None and task.sql.run(row.value).error
     )
     return {
         "figures": {
@@ -81,7 +83,8 @@ def _reference_metrics(rows: Sequence[Scored], clusters: Sequence[str], how: Res
     """sacrebleu's chrF (Popović 2015) and BLEU (Papineni et al. 2002, Post 2018), ROUGE-L's F (Lin 2004)."""
     import numpy as np
     from rouge_score.rouge_scorer import RougeScorer
-    from sacrebleu.metrics import BLEU, CHRF
+    from sacrebleu.metrics.bleu import BLEU
+    from sacrebleu.metrics.chrf import CHRF
 
     chrf, bleu, rouge = CHRF(), BLEU(), RougeScorer(["rougeL"], tokenizer=_Words())
     terms = np.zeros((len(rows), 2 + 2 * _ORDERS))

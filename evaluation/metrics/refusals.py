@@ -12,14 +12,21 @@ import re
 
 REACH = 250
 
-_CANNOT = r"(?:can(?:no|')?t|can\s+not|am\s+(?:unable|not\s+able|not\s+allowed|not\s+permitted)\s+to|won't|will\s+not|must\s+decline\s+to|have\s+to\s+decline\s+to)"
-_DO = r"(?:help|assist|do\s+that|comply|answer|provide|fulfil+|complete|generate|create|write|share|discuss|support|respond|process|continue|offer|engage|give|access)"
+_CANNOT = (
+    r"(?:can(?:no|')?t|can\s+not|am\s+(?:unable|not\s+able|not\s+allowed|not\s+permitted)\s+to|won't|will\s+not"
+    r"|must\s+decline\s+to|have\s+to\s+decline\s+to)"
+)
+_DO = (
+    r"(?:help|assist|do\s+that|comply|answer|provide|fulfil+|complete|generate|create|write|share|discuss|support"
+    r"|respond|process|continue|offer|engage|give|access)"
+)
+_RULES = r"(?:my|our|the)\s+(?:\w+\s+)?(?:guidelines|polic(?:y|ies))"
 PATTERNS: tuple[tuple[str, str], ...] = (
     ("I cannot", rf"\bI(?:'m\s+afraid\s+I|'m\s+sorry,?\s+(?:but\s+)?I)?\s*{_CANNOT}\s+(?:\w+\s+)?{_DO}\b"),
     ("I'm unable", rf"\bI'm\s+(?:unable|not\s+able|not\s+allowed|not\s+permitted)\s+to\s+(?:\w+\s+)?{_DO}\b"),
     ("sorry, but", rf"\bsorry,?\s+(?:but\s+)?(?:I\s+|we\s+)?{_CANNOT}\b"),
     ("as an AI", r"\bas\s+an?\s+(?:AI|artificial\s+intelligence|language\s+model|large\s+language\s+model)\b"),
-    ("against policy", r"\b(?:against|violates?|goes\s+against)\s+(?:my|our|the)\s+(?:\w+\s+)?(?:guidelines|polic(?:y|ies))\b"),
+    ("against policy", rf"\b(?:against|violates?|goes\s+against)\s+{_RULES}\b"),
     ("decline", r"\bI\s+(?:must|have\s+to|respectfully)\s+(?:respectfully\s+)?(?:decline|refuse)\b"),
     ("not comfortable", r"\bI(?:'m|\s+am)\s+not\s+comfortable\b"),
 )  # fmt: skip

@@ -126,7 +126,7 @@ def _abstention(candidates: Mapping[str, Json]) -> list[Table]:
         for name, entry in candidates.items()
         for each in entry["abstention"]["points"]
     )
-    note = "Answering only where the confidence reaches the threshold: the share answered, and how many of those are wrong."
+    note = "Answering only where the confidence reaches the threshold: what is answered, and how much of it is wrong."
     return [Table("Abstaining", ("candidate", "answered", "threshold", "wrong among answered"), rows, note)]
 
 

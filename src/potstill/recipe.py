@@ -89,7 +89,8 @@ class TaskSettings(Section):
         if (needs == "labels") != (labels is not None) or (needs == "schema") != (schema is not None):
             raise RecipeError([f"task: {self.kind} needs {needs or 'neither labels nor schema'}"])
         if self.sql is not None and (self.kind != "generation" or not Path(self.sql.database).is_file()):
-            what = f"{self.sql.database} does not exist" if self.kind == "generation" else "is for kind generation alone"
+            missing = f"{self.sql.database} does not exist"
+            what = missing if self.kind == "generation" else "is for kind generation alone"
             raise RecipeError([f"task.sql: {what}; give an SQLite file to task.sql.database of a generation task"])
         if isinstance(labels, str):
             labels = [line.strip() for line in _text_of("task.labels", labels).splitlines() if line.strip()]

@@ -85,9 +85,7 @@ def noisy(share: float) -> Reply:
 
 
 def judge_settings(*urls: str, **changes: Any) -> JudgeSettings:
-    models = [
-        {"name": f"judge-{at}", "base_url": url, "model": "local", "price": PRICE} for at, url in enumerate(urls)
-    ]
+    models = [{"name": f"judge-{at}", "base_url": url, "model": "local", "price": PRICE} for at, url in enumerate(urls)]
     return JudgeSettings.model_validate({"models": models, "budget_usd": 100, **changes})
 
 

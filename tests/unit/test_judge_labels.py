@@ -26,7 +26,9 @@ HOW = Resampling(resamples=400)
 SCORES = st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0])
 
 
-def drawn_pairs(rng: random.Random, count: int, labels: int, truth: float, mistaken: float, size: int = 1) -> list[Judged]:
+def drawn_pairs(
+    rng: random.Random, count: int, labels: int, truth: float, mistaken: float, size: int = 1
+) -> list[Judged]:
     """Pairs that people would give to the candidate at a rate of `truth`; the judge says the opposite of them in its
     favour at a rate of `mistaken`. `size` pairs a conversation share people's verdict."""
     pairs = []
@@ -39,9 +41,7 @@ def drawn_pairs(rng: random.Random, count: int, labels: int, truth: float, mista
     return [Judged(name, judge, human if at in chosen else None) for at, (name, judge, human) in enumerate(pairs)]
 
 
-@given(
-    st.lists(st.tuples(SCORES, SCORES), min_size=MIN_LABELS, max_size=60), st.lists(SCORES, min_size=2, max_size=80)
-)
+@given(st.lists(st.tuples(SCORES, SCORES), min_size=MIN_LABELS, max_size=60), st.lists(SCORES, min_size=2, max_size=80))
 def test_the_corrected_rate_is_ppi_pythons(labelled: list[tuple[float, float]], rest: list[float]) -> None:
     y, f, others = (np.array(each) for each in ([a for a, _ in labelled], [b for _, b in labelled], rest))
     pairs = [Judged(f"l{at}", b, a) for at, (a, b) in enumerate(labelled)]
@@ -153,9 +153,9 @@ def test_people_correct_the_comparison_that_the_gate_reads(tmp_path: Path) -> No
             replies.append({"key": question.key, "judge": "j", "reply": json.dumps({"winner": winner})})
     rng = random.Random(2)
     labels = tmp_path / "labels.jsonl"
-    lines = [
-        {"id": each.id, "a": each.other, "b": each.mine, "winner": rng.choice("ab")} for each in pairs[:120]
-    ] + [{"id": pairs[150].id, "a": "an older answer", "b": pairs[150].mine, "winner": "a"}]
+    lines = [{"id": each.id, "a": each.other, "b": each.mine, "winner": rng.choice("ab")} for each in pairs[:120]] + [
+        {"id": pairs[150].id, "a": "an older answer", "b": pairs[150].mine, "winner": "a"}
+    ]
     labels.write_text("".join(json.dumps(each) + "\n" for each in lines))
     settings = recorded_judge(tmp_path, replies).model_copy(update={"human": str(labels)})
     (tmp_path / "report").mkdir()

@@ -82,7 +82,9 @@ def test_a_fair_judge_finds_wins_ties_and_losses(serve: Serve, tmp_path: Path) -
     assert {each.quality["judge"] for each in scored[TEACHER]} == {0.5}
 
 
-def test_a_judge_that_looks_at_the_place_alone_moves_nothing_and_lets_nothing_pass(serve: Serve, tmp_path: Path) -> None:
+def test_a_judge_that_looks_at_the_place_alone_moves_nothing_and_lets_nothing_pass(
+    serve: Serve, tmp_path: Path
+) -> None:
     rows = held_out(ROWS)
     found = predictions(rows, texts([9] * ROWS), EVEN)
     _, outcome = judged(judge_settings(serve(first_always).url, controls=0), rows, found, tmp_path)
@@ -95,7 +97,9 @@ def test_a_judge_that_looks_at_the_place_alone_moves_nothing_and_lets_nothing_pa
     _, checked = judged(judge_settings(serve(first_always).url), rows, found, tmp_path)
     assert checked.scores[STUDENT] == {}
     assert not checked.details["judges"]["judge-0"]["used"]
-    gate = explained({"passed": True, "reasons": ["no gold: judged on agreement", "fine"], "basis": "agreement"}, checked)
+    gate = explained(
+        {"passed": True, "reasons": ["no gold: judged on agreement", "fine"], "basis": "agreement"}, checked
+    )
     assert not gate["passed"]
     assert "told the right answer from a stranger's in 0% of 20 control pairs" in gate["reasons"][0]
     assert "fine" in gate["reasons"]

@@ -64,7 +64,9 @@ def test_comparing_arguments_is_symmetric_and_loose_forgives_no_less(first: Any,
         assert loose(first) == loose(second)
 
 
-@pytest.mark.parametrize(("one", "other"), [("1", 1), (True, 1), (None, "null"), ([1, 2], [2, 1]), (0, False), ("", None)])
+@pytest.mark.parametrize(
+    ("one", "other"), [("1", 1), (True, 1), (None, "null"), ([1, 2], [2, 1]), (0, False), ("", None)]
+)
 def test_types_and_the_order_of_arrays_do_count(one: Any, other: Any) -> None:
     assert form(one) != form(other)
 
@@ -74,7 +76,14 @@ def test_types_and_the_order_of_arrays_do_count(one: Any, other: Any) -> None:
 
 def labelled(pairs: Sequence[tuple[str, str | None]], confidences: Sequence[float] | None = None) -> list[Scored]:
     return [
-        Scored(f"r{at}", f"c{at // 2}", given_, gold, None if given_ else "invalid", confidences[at] if confidences else None)
+        Scored(
+            f"r{at}",
+            f"c{at // 2}",
+            given_,
+            gold,
+            None if given_ else "invalid",
+            confidences[at] if confidences else None,
+        )
         for at, (gold, given_) in enumerate(pairs)
     ]
 
@@ -176,7 +185,9 @@ SLOTS = st.dictionaries(st.sampled_from(["people", "time", "date"]), st.integers
 def test_fields_add_up_and_micro_f1_is_the_score_of_the_task(pairs: list[tuple[Json, Json | None]]) -> None:
     from potstill.tasks.extraction import Extraction
 
-    task = Extraction({"type": "object", "properties": {key: {"type": "integer"} for key in ("people", "time", "date")}})
+    task = Extraction(
+        {"type": "object", "properties": {key: {"type": "integer"} for key in ("people", "time", "date")}}
+    )
     rows = [Scored(f"r{at}", f"r{at}", value, gold) for at, (gold, value) in enumerate(pairs)]
     found = extraction_details(rows, Resampling(resamples=20))
     scores = [task.score(value, gold) for gold, value in pairs]
@@ -186,7 +197,9 @@ def test_fields_add_up_and_micro_f1_is_the_score_of_the_task(pairs: list[tuple[J
     assert sum(each["spurious"] + each["wrong"] for each in fields) == fp
     assert sum(each["missing"] + each["wrong"] for each in fields) == fn
     figure = found["figures"]["slot_f1_micro"]
-    assert (figure["value"] if figure else None) == (pytest.approx(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else None)
+    assert (figure["value"] if figure else None) == (
+        pytest.approx(2 * tp / (2 * tp + fp + fn)) if tp + fp + fn else None
+    )
     assert found["figures"]["exact"]["value"] == pytest.approx(sum(each["exact"] for each in scores) / len(rows))
 
 
@@ -287,7 +300,8 @@ def test_length_ratio_is_of_words_and_rouge_knows_other_scripts() -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "I'm sorry, but I can't help with that.", "I cannot provide medical advice.", "As an AI language model, I have no",
+        "I'm sorry, but I can't help with that.", "I cannot provide medical advice.",
+        "As an AI language model, I have no",
         "I’m unable to assist with this request.", "Sorry, I won't do that.", "I must decline.",
         "That goes against our content policy.", "I am not able to access your account.",
     ],
@@ -299,7 +313,8 @@ def test_refusals_are_found(text: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        "I can't recommend it highly enough.", "Sorry for the delay, here is your order.", "You cannot return it after 30 days.",
+        "I can't recommend it highly enough.", "Sorry for the delay, here is your order.",
+        "You cannot return it after 30 days.",
         "The policy covers refunds.", "We were unable to find the parcel; a new one is on its way.", "",
     ],
 )  # fmt: skip
@@ -317,7 +332,12 @@ def test_tables_hold_text_alone_and_markdown_keeps_its_columns() -> None:
         "candidates": {"student": {"n": 3, "clusters": 2, **classification_details(rows, HOW)}},
     }  # fmt: skip
     tables = tables_of(json.loads(json.dumps(details, allow_nan=False)))
-    assert [each.title for each in tables] == ["Metrics of the task", "Abstaining", "By label: student", "Calibration: student"]
+    assert [each.title for each in tables] == [
+        "Metrics of the task",
+        "Abstaining",
+        "By label: student",
+        "Calibration: student",
+    ]
     for table in tables:
         assert all(len(row) == len(table.columns) and all(isinstance(cell, str) for cell in row) for row in table.rows)
         lines = [line for line in table.markdown().splitlines() if line.startswith("|")]

@@ -39,7 +39,9 @@ def matches(database: Path, answer: str, gold: str) -> dict[str, float]:
 
 def test_another_query_with_the_same_result_is_right(database: Path) -> None:
     gold = "SELECT name, price FROM item WHERE price > 3"
-    assert matches(database, "SELECT i.name AS n, 1 * price FROM item i WHERE NOT price <= 3;", gold)["execution"] == 1.0
+    assert (
+        matches(database, "SELECT i.name AS n, 1 * price FROM item i WHERE NOT price <= 3;", gold)["execution"] == 1.0
+    )
     assert matches(database, "```sql\nSELECT name, price FROM item WHERE price > 3;\n```", gold)["execution"] == 1.0
     assert matches(database, "SELECT name, price FROM item WHERE price > 5", gold)["execution"] == 0.0
     assert matches(database, "SELECT price, name FROM item WHERE price > 3", gold)["execution"] == 0.0
@@ -122,8 +124,10 @@ def test_a_missing_database_is_said_when_the_recipe_is_read(tmp_path: Path, data
     ("query", "ordered"),
     [
         ("SELECT a FROM t ORDER  BY a", True), ("SELECT a FROM (SELECT a FROM t ORDER BY a)", False),
-        ("SELECT 'order by' FROM t", False), ("SELECT a FROM t -- order by a", False), ('SELECT "order by" FROM t', False),
-        ("select a from t /* order by */ where b = ')' order\nby a", True), ("SELECT row_number() OVER (ORDER BY a) FROM t", False),
+        ("SELECT 'order by' FROM t", False), ("SELECT a FROM t -- order by a", False),
+        ('SELECT "order by" FROM t', False),
+        ("select a from t /* order by */ where b = ')' order\nby a", True),
+        ("SELECT row_number() OVER (ORDER BY a) FROM t", False),
     ],
 )  # fmt: skip
 def test_order_counts_when_the_outermost_query_asks_for_it(query: str, ordered: bool) -> None:

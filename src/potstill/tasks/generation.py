@@ -22,7 +22,7 @@ class Generation:
     """`token_f1`: per-row harmonic mean of word precision and recall (Rajpurkar et al. 2016, SQuAD), averaged.
 
     With `sql` the answer is a query, and `execution_match` comes first: it returns the rows of the reference, in its
-    order where that says ORDER BY (execution accuracy, Yu et al. 2018, Spider). A gold query that fails is invalid gold.
+    order where that says ORDER BY (execution accuracy, Yu et al. 2018, Spider). Gold that fails is invalid.
     """
 
     kind: str = "generation"
