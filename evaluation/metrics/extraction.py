@@ -69,7 +69,8 @@ def _parts(sums: Array, k: int) -> Array:
 
 def _summed(sums: Array, k: int) -> Array:
     """(resamples, 4, 1): all fields together."""
-    return _parts(sums, k).sum(axis=2, keepdims=True)
+    together: Array = _parts(sums, k).sum(axis=2, keepdims=True)
+    return together
 
 
 def _precision(parts: Array) -> Array:

@@ -26,7 +26,7 @@ def chat_body(request: CompletionRequest, model: str, dialect: Dialect) -> Json:
         "temperature": request.temperature,
     }
     if request.logprobs:
-        body["logprobs"] = True
+        body |= {"logprobs": True, "top_logprobs": 1}
     if request.tools:
         body["tools"] = request.tools
     if request.seed is not None:
