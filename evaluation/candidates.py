@@ -55,6 +55,7 @@ class Answer:
     cost_usd: float | None = None
     wall_ms: float | None = None
     error: str | None = None
+    confidence: float | None = None
 
 
 def expand(names: Sequence[str], artifact: Manifest) -> list[str]:
@@ -185,7 +186,7 @@ def answers_of(
     missing = [
         CompletionRequest(
             each.id, each.full_messages if candidate.prompt == "full" else each.messages, each.tools,
-            max_tokens=max_tokens, stop=tuple(stop), constraint=constraint,
+            max_tokens=max_tokens, stop=tuple(stop), constraint=constraint, logprobs=task.kind == "classification",
         )
         for each in examples
         if each.id not in kept
@@ -285,7 +286,7 @@ def _answer(completion: Completion, task: Task) -> Answer:
     text = task.text_of(message) if message.get("tool_calls") else completion.text
     return Answer(
         completion.id, text, completion.prompt_tokens, completion.completion_tokens,
-        completion.latency_ms, None, None, completion.error,
+        completion.latency_ms, None, None, completion.error, completion.confidence,
     )  # fmt: skip
 
 

@@ -45,6 +45,7 @@ def predictions_of(name: str, answers: Sequence[Answer], rows: HeldOut, task: Ta
                 id=example.id, conversation=example.conversation, candidate=name, text=answer.text,
                 valid=reason is None, reason=reason, prompt_tokens=answer.prompt_tokens,
                 completion_tokens=answer.completion_tokens, latency_ms=answer.latency_ms, cost_usd=answer.cost_usd,
+                confidence=answer.confidence,
                 quality=task.score(value, rows.gold[example.id]) if example.id in rows.gold else {},
                 agreement=task.score(value, rows.teacher[example.id]) if example.id in rows.teacher else {},
             )
@@ -92,8 +93,8 @@ def _figures(basis: Basis, predictions: Sequence[Prediction], task: Task, how: R
     scored = [each for each in predictions if getattr(each, basis)]
     rows = [getattr(each, basis) for each in scored]
     clusters = [each.conversation for each in scored]
-    first, *others = [estimate(metric, rows, clusters, how) for metric in task.metrics]
-    return as_json(first, others)
+    known = [each for metric in task.metrics if (each := estimate(metric, rows, clusters, how)) is not None]
+    return as_json(known[0], known[1:]) if known else None
 
 
 def correct_rate(predictions: Sequence[Prediction]) -> float | None:
@@ -182,7 +183,7 @@ def write_predictions(path: Path, predictions: Predictions, rows: HeldOut, task:
     whole, number, text = pa.int64(), pa.float64(), pa.string()
     types = {
         "valid": pa.bool_(), "prompt_tokens": whole, "completion_tokens": whole, "latency_ms": number,
-        "cost_usd": number,
+        "cost_usd": number, "confidence": number,
     }  # fmt: skip
     names = [*Prediction.__dataclass_fields__, "gold", "teacher"]
     table = [

@@ -32,6 +32,17 @@ from potstill.tasks import Task
 from .candidates import Answer, Candidate, answers_of, answers_path, build, expand, facts_of
 from .costs import PriceList, cost_of
 from .gate import GateRule, find, headline, judge_all, judged, largest_first
+from .judges import (
+    JudgeSettings,
+    Outcome,
+    by_people,
+    explained,
+    judge_inputs,
+    judge_predictions,
+    judged_task,
+    refuse_unready,
+)
+from .metrics.details import details_of
 from .planning import (
     Change,
     after_answers,
@@ -125,27 +136,32 @@ class Settings(Section):
     gate: Gate = Gate()
     plan: PlanSettings = PlanSettings()
     slices: list[str] = Field(default=[], description="metadata keys by whose values the result is divided")
+    judge: JudgeSettings | None = None
 
 
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
-    """The gold file; raises RecipeError when it is not there."""
+    """The gold file, the judges' files and the database of SQL; raises RecipeError for one that is not there."""
+    found = judge_inputs(settings.judge)
+    if sql := shared.task_definition.get("sql"):
+        found.append(Input("sql database", sql["database"], sha256_file(Path(sql["database"]))))
     if settings.gold is None:
-        return []
+        return found
     path = Path(settings.gold)
     if not path.is_file():
         raise RecipeError([f"evaluate.gold: {path} does not exist; give the file of {{id, answer}} lines"])
-    return [Input("gold", str(path), sha256_file(path))]
+    return [Input("gold", str(path), sha256_file(path)), *found]
 
 
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
     """Returns the facts of the report: its gate, headline, and each candidate in brief."""
-    task = shared.task()
+    task = judged_task(shared.task(), settings.judge)
     manifests = {noun: read_manifest(upstream[noun], noun, verify=False) for noun in NEEDS}
     refuse_another_prompt(manifests["dataset"], Contract.read(upstream["artifact"]))
     gold = Path(settings.gold) if settings.gold else None
     rows = read_held_out(upstream["dataset"], gold, task, max_rows=settings.max_rows, seed=settings.seed)
     names = expand(settings.candidates, manifests["artifact"])
     rule = rule_of(settings, names)
+    refuse_unready(settings.judge, task.kind, names)
     candidates = build(names, rows.examples, shared, upstream, settings.parallel)
     return evaluate(settings, shared, upstream, out, rows=rows, rule=rule, candidates=candidates, manifests=manifests)
 
@@ -202,8 +218,12 @@ def evaluate(
     plan |= {"changed_after_answers": after_answers(changes)}
     for name in rule.order or (rule.candidate,):
         refuse_broken_engine(name, answers[name])
-    predictions = {name: predictions_of(name, found, rows, task) for name, found in answers.items()}
-    report = assemble(settings, shared, rows, rule, candidates, answers, predictions, manifests, plan)
+    predictions: Predictions = {name: predictions_of(name, found, rows, task) for name, found in answers.items()}
+    predictions, outcome = judge_predictions(
+        settings.judge, candidate=rule.candidate, baseline=rule.baseline, rows=rows, predictions=predictions,
+        shared=shared, out=out, how=rules_of(settings, rows).how,
+    )  # fmt: skip
+    report = assemble(settings, shared, rows, rule, candidates, answers, predictions, manifests, plan, outcome)
     write_atomically(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
     write_predictions(out / "predictions.parquet", predictions, rows, task)
     write_html(out / "report.html", report, rows, predictions, task)
@@ -246,7 +266,7 @@ def rules_of(settings: Settings, rows: HeldOut) -> Rules:
     """Quality decides only on gold: corrected rows are those that somebody complained about, no fair sample."""
     how = Resampling(settings.alpha, settings.resamples, settings.seed)
     power = PowerRule(settings.plan.power, settings.plan.least_power)
-    return Rules(settings.margin, "quality" if rows.source == "gold" else "agreement", how, power)
+    return Rules(settings.margin, "quality" if rows.source == "gold" or settings.judge else "agreement", how, power)
 
 
 def make_plan(
@@ -278,9 +298,10 @@ def assemble(
     predictions: Predictions,
     manifests: dict[Noun, Manifest],
     plan: Json,
+    outcome: Outcome | None = None,
 ) -> Json:
     """The whole of report.json."""
-    task, rules = shared.task(), rules_of(settings, rows)
+    task, rules = judged_task(shared.task(), settings.judge), rules_of(settings, rows)
     prices = PriceList(**settings.prices.model_dump())
     entries: dict[str, Json] = {}
     for each in candidates:
@@ -293,6 +314,7 @@ def assemble(
     if find(comparisons, rule.candidate, rule.baseline) is None:
         extra = compare(rule.candidate, rule.baseline, predictions, task, rules, judged=True)
         comparisons = [extra, *comparisons] if extra else comparisons
+    comparisons = by_people(outcome, comparisons, entries, settings.margin, rules.how)
 
     def slices(name: str) -> list[Json]:
         return slices_of(
@@ -300,6 +322,7 @@ def assemble(
         )  # fmt: skip
 
     gate, found_slices = judge_all(rule, comparisons, entries, rows.source, slices, plan["changed_after_answers"])
+    gate = explained(gate, outcome)
     return {
         "name": shared.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -313,6 +336,7 @@ def assemble(
         "comparisons": comparisons,
         "slices": list(found_slices),
         "plan": plan,
+        "details": details_of(predictions, rows, shared.task(), rules.how, outcome.details if outcome else None),
         "confusions": {
             name: confusions_of(name, predictions[name], rows, task)
             for name in dict.fromkeys((gate["candidate"], rule.baseline))

@@ -64,6 +64,14 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class SqlSettings(Section):
+    """Generated answers are queries, judged by what they return from this SQLite file (read-only, bounded)."""
+
+    database: PathText
+    timeout_s: Annotated[float, Field(gt=0, le=600)] = 5.0
+    max_rows: Annotated[int, Field(ge=1)] = 10_000
+
+
 class TaskSettings(Section):
     """What is asked of the model. `labels` is a list or a file with one a line; `schema` an object or a file."""
 
@@ -72,6 +80,7 @@ class TaskSettings(Section):
     kind: Literal["classification", "extraction", "tool_calls", "generation"]
     labels: list[str] | PathText | None = None
     schema_: Annotated[dict[str, Any] | PathText | None, Field(alias="schema")] = None
+    sql: SqlSettings | None = None
 
     def definition(self) -> Json:
         """The definition with files read in; raises RecipeError when it does not fit the kind."""
@@ -79,6 +88,10 @@ class TaskSettings(Section):
         needs = {"classification": "labels", "extraction": "schema"}.get(self.kind)
         if (needs == "labels") != (labels is not None) or (needs == "schema") != (schema is not None):
             raise RecipeError([f"task: {self.kind} needs {needs or 'neither labels nor schema'}"])
+        if self.sql is not None and (self.kind != "generation" or not Path(self.sql.database).is_file()):
+            missing = f"{self.sql.database} does not exist"
+            what = missing if self.kind == "generation" else "is for kind generation alone"
+            raise RecipeError([f"task.sql: {what}; give an SQLite file to task.sql.database of a generation task"])
         if isinstance(labels, str):
             labels = [line.strip() for line in _text_of("task.labels", labels).splitlines() if line.strip()]
         if isinstance(schema, str):
@@ -89,6 +102,7 @@ class TaskSettings(Section):
         definition: Json = {"kind": self.kind}
         definition |= {"labels": labels} if labels is not None else {}
         definition |= {"schema": schema} if schema is not None else {}
+        definition |= {"sql": self.sql.model_dump()} if self.sql is not None else {}
         return task_from(definition).describe()
 
 

@@ -188,7 +188,10 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What one candidate answered to one held-out row. `text` is what came out, untouched."""
+    """What one candidate answered to one held-out row. `text` is what came out, untouched.
+
+    `confidence` is the probability that the model gave the whole answer, where the engine told it.
+    """
 
     id: str
     conversation: str
@@ -202,6 +205,7 @@ class Prediction:
     cost_usd: float | None = None
     quality: Mapping[str, float] = field(default_factory=dict)
     agreement: Mapping[str, float] = field(default_factory=dict)
+    confidence: float | None = None
 
 
 def canonical_json(value: Any) -> str:

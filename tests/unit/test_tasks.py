@@ -285,7 +285,7 @@ def test_words_are_not_compared_but_calling_or_not_is() -> None:
     assert exact("Certainly!", call("a", {})) == 0.0
     assert exact(f"One moment. {call('a', {})}", call("a", {})) == 1.0
     assert task.score(None, {"calls": [], "content": "Sure."}) == {
-        "exact": 0.0, "decision": 0.0, "function": 0.0, "gold_calls": 0.0,
+        "exact": 0.0, "decision": 0.0, "function": 0.0, "arguments": 0.0, "gold_calls": 0.0,
     }  # fmt: skip
 
 
@@ -294,7 +294,7 @@ def test_right_function_with_wrong_arguments_counts_as_function_only() -> None:
     scores = task.score(
         task.parse(call("a", {"x": 1})).value, task.parse(call("a", {"x": 2}) + call("a", {"x": 3})).value
     )
-    assert scores == {"exact": 0.0, "decision": 1.0, "function": 1.0, "gold_calls": 2.0}
+    assert scores == {"exact": 0.0, "decision": 1.0, "function": 1.0, "arguments": 0.0, "gold_calls": 2.0}
 
 
 @pytest.mark.parametrize(

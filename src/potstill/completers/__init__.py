@@ -17,7 +17,10 @@ from potstill.tasks.base import Constraint
 
 @dataclass(frozen=True, slots=True)
 class CompletionRequest:
-    """One prompt in OpenAI form. `max_tokens` bounds the answer; temperature 0 means greedy."""
+    """One prompt in OpenAI form. `max_tokens` bounds the answer; temperature 0 means greedy.
+
+    `logprobs` asks for `Completion.confidence`, where the completer can tell it.
+    """
 
     id: str
     messages: list[Message]
@@ -27,11 +30,15 @@ class CompletionRequest:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     constraint: Constraint | None = None
+    logprobs: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One answer. `text` is the assistant turn's canonical text; `latency_ms` is wall time of the request."""
+    """One answer. `text` is the assistant turn's canonical text; `latency_ms` is wall time of the request.
+
+    `confidence` is the probability that the model gives the whole answer, before any constraint narrows it.
+    """
 
     id: str
     text: str
@@ -41,6 +48,7 @@ class Completion:
     latency_ms: float | None = None
     message: Message | None = None
     error: str | None = None
+    confidence: float | None = None
 
 
 class Completer(Protocol):

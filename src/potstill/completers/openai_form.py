@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal
 
 from potstill.completers import Completion, CompletionRequest
@@ -24,6 +25,8 @@ def chat_body(request: CompletionRequest, model: str, dialect: Dialect) -> Json:
         "max_tokens": request.max_tokens,
         "temperature": request.temperature,
     }
+    if request.logprobs:
+        body |= {"logprobs": True, "top_logprobs": 1}
     if request.tools:
         body["tools"] = request.tools
     if request.seed is not None:
@@ -78,9 +81,20 @@ def read_chat(request: CompletionRequest, data: Any, latency_ms: float) -> Compl
             completion_tokens=usage.get("completion_tokens"),
             latency_ms=latency_ms,
             message=message,
+            confidence=_confidence(choice.get("logprobs")),
         )
     except (LookupError, TypeError, ValueError, AttributeError):
         return failed(request, f"found {str(data)[:200]!r}, expected a chat completion with choices[0].message")
+
+
+def _confidence(logprobs: Any) -> float | None:
+    """The product of the tokens' probabilities; None where the server sent none (or some that are none)."""
+    tokens = logprobs.get("content") if isinstance(logprobs, dict) else None
+    if not isinstance(tokens, list) or not tokens:
+        return None
+    each = [token.get("logprob") if isinstance(token, dict) else None for token in tokens]
+    known = [float(one) for one in each if isinstance(one, (int, float)) and one == one]
+    return math.exp(min(0.0, sum(known))) if len(known) == len(each) else None
 
 
 def read_raw(request: CompletionRequest, data: Any, latency_ms: float) -> Completion:

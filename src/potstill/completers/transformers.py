@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -76,6 +77,8 @@ class TransformersCompleter:
         ids = torch.tensor([[pad] * (width - len(prompts[at])) + prompts[at] for at in batch])
         mask = torch.tensor([[0] * (width - len(prompts[at])) + [1] * len(prompts[at]) for at in batch])
         allowed = self._allowed(requests[batch[0]].constraint, width, end)
+        # Of labels alone: the scores of a long answer would fill the memory.
+        scored = allowed is not None and requests[batch[0]].logprobs
         with torch.inference_mode():
             out = self._model.generate(
                 input_ids=ids.to(self._model.device),
@@ -84,22 +87,27 @@ class TransformersCompleter:
                 do_sample=False,
                 eos_token_id=end,
                 pad_token_id=pad,
+                return_dict_in_generate=True,
+                output_logits=scored,
                 **({"prefix_allowed_tokens_fn": allowed} if allowed else {}),
             )
         took = (time.perf_counter() - start) * 1000
+        logprobs = _logprobs(out.logits, out.sequences[:, width:]) if scored else None
         completions = []
         for row, at in enumerate(batch):
-            tokens = out[row, width:].tolist()
+            tokens = out.sequences[row, width:].tolist()
             finished = end in tokens
             tokens = tokens[: tokens.index(end)] if finished else tokens
+            spoken = len(tokens) + int(finished)
             completions.append(
                 Completion(
                     id=requests[at].id,
                     text=self._tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False),
                     finish_reason="stop" if finished else "length",
                     prompt_tokens=len(prompts[at]),
-                    completion_tokens=len(tokens) + int(finished),
+                    completion_tokens=spoken,
                     latency_ms=took,
+                    confidence=math.exp(sum(logprobs[row][:spoken])) if logprobs else None,
                 )
             )
         return completions
@@ -121,6 +129,18 @@ class TransformersCompleter:
             return list(node) or [end]
 
         return following
+
+
+def _logprobs(logits: Sequence[Any], tokens: Any) -> list[list[float]]:
+    """(rows, steps): what the model itself gave each token, before the prefix tree left the others out."""
+    import torch
+
+    steps = [
+        torch.log_softmax(each.float(), -1).gather(1, tokens[:, at : at + 1].to(each.device))[:, 0]
+        for at, each in enumerate(logits)
+    ]
+    found: list[list[float]] = torch.stack(steps, dim=1).tolist()
+    return found
 
 
 def _batches(lengths: Sequence[int], most_rows: int) -> Iterator[list[int]]:

@@ -8,6 +8,7 @@ from potstill.tasks.base import Constraint, Metric, Parsed, Task
 from potstill.tasks.classification import Classification
 from potstill.tasks.extraction import Extraction
 from potstill.tasks.generation import Generation
+from potstill.tasks.sql import SqlDatabase
 from potstill.tasks.tool_calls import ToolCalls
 
 __all__ = ["KINDS", "Constraint", "Metric", "Parsed", "Task", "task_from"]
@@ -25,5 +26,5 @@ def task_from(definition: Json) -> Task:
     if kind == "tool_calls":
         return ToolCalls()
     if kind == "generation":
-        return Generation()
+        return Generation(sql=SqlDatabase(**definition["sql"]) if definition.get("sql") else None)
     raise RecipeError([f"task.kind: found {kind!r}, expected one of {', '.join(KINDS)}"])

@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from potstill.errors import RecipeError
-from potstill.records import Json, Message, canonical_json
+from potstill.records import Json, Message
 from potstill.tasks.base import Constraint, Metric, Parsed
+from potstill.tasks.json_forms import form
 
 SLOT_F1 = Metric("slot_f1", {"tp": 2.0}, {"tp": 2.0, "fp": 1.0, "fn": 1.0})
 EXACT = Metric("exact", {"exact": 1.0})
@@ -19,7 +20,8 @@ EXACT = Metric("exact", {"exact": 1.0})
 class Extraction:
     """The object's top-level properties are the slots; keys are written in the schema's order.
 
-    An invalid answer counts as an empty object for the slots (every gold slot missed) and as not exact.
+    Values are equal when they are as JSON (`json_forms`): 1 and 1.0 are, "1" and 1 are not. An invalid answer counts as
+    an empty object for the slots (every gold slot missed) and as not exact.
     """
 
     schema: Json
@@ -69,8 +71,8 @@ class Extraction:
         return self.parse(answer) if isinstance(answer, str) else self._validated(answer)
 
     def score(self, value: Any | None, gold: Any) -> dict[str, float]:
-        found = {key: canonical_json(each) for key, each in (value or {}).items()}
-        wanted = {key: canonical_json(each) for key, each in gold.items()}
+        found = {key: form(each) for key, each in (value or {}).items()}
+        wanted = {key: form(each) for key, each in gold.items()}
         hits = sum(1 for key, each in found.items() if wanted.get(key) == each)
         return {
             "tp": float(hits),

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from potstill.records import Json, Message, canonical_json, sha_id
+from potstill.records import Json, Message, sha_id
 from potstill.tasks.base import Constraint, Metric, Parsed
+from potstill.tasks.json_forms import form
 
 _CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 
@@ -23,8 +25,9 @@ _CALL = re.compile(r"<tool_call>\s*(.*?)\s*</tool_call>", re.DOTALL)
 class ToolCalls:
     """`exact`: call or no call, function and arguments all right (words are not compared); the parts apart.
 
-    The value is `{"calls": [{"name", "arguments"}], "content": words or None}`.
-    Numbers that are equal as JSON (1 and 1.0) are equal; the order of parallel calls does not count.
+    The value is `{"calls": [{"name", "arguments"}], "content": words or None}`. Arguments are equal when they are as
+    JSON (`json_forms`): 1 and 1.0 are, "1" and 1 are not, whatever a schema would make of them, since the function
+    would be called with something else. The order of parallel calls does not count; their number does.
     """
 
     kind: str = "tool_calls"
@@ -32,6 +35,7 @@ class ToolCalls:
         Metric("exact", {"exact": 1.0}),
         Metric("call_or_not", {"decision": 1.0}),
         Metric("function", {"function": 1.0}, {"gold_calls": 1.0}),
+        Metric("arguments", {"arguments": 1.0}, {"gold_calls": 1.0}),
     )
 
     def text_of(self, message: Message) -> str:
@@ -100,17 +104,13 @@ class ToolCalls:
         found = value["calls"] if value else []
         wanted = gold["calls"]
         decision = value is not None and bool(found) == bool(wanted)
-        names = [call["name"] for call in found]
-        function = 0
-        for call in wanted:
-            if call["name"] in names:
-                names.remove(call["name"])
-                function += 1
-        same = sorted(_form(call) for call in found) == sorted(_form(call) for call in wanted)
+        names, named = (Counter(call["name"] for call in each) for each in (found, wanted))
+        calls, gold_calls = (Counter(_form(call) for call in each) for each in (found, wanted))
         return {
-            "exact": float(decision and same),
+            "exact": float(decision and calls == gold_calls),
             "decision": float(decision),
-            "function": float(function),
+            "function": float((names & named).total()),
+            "arguments": float((calls & gold_calls).total()),
             "gold_calls": float(len(wanted)),
         }
 
@@ -139,15 +139,4 @@ def _fault_of(call: Any, tools: Sequence[Json]) -> str | None:
 
 
 def _form(call: Json) -> str:
-    return canonical_json([call["name"], _plain(call["arguments"])])
-
-
-def _plain(value: Any) -> Any:
-    """Equal JSON numbers made equal: 1.0 becomes 1 (True stays True)."""
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, dict):
-        return {key: _plain(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [_plain(each) for each in value]
-    return value
+    return form([call["name"], call["arguments"]])
