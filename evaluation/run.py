@@ -1,7 +1,7 @@
 """Evaluate: adapter and artifact -> report. Every candidate answers the same held-out rows, and the gate is judged.
 
 In:  dataset (its sealed split), adapter, artifact; the gold file, when there is one.
-Out: plan.json (what was fixed before any answer was read), report.json, predictions.parquet, report.html.
+Out: plan.json (what was fixed before any answer was read), report.json, predictions.parquet, report.html, report.md.
 Run: potstill evaluate RECIPE, or within potstill run.
 """
 
@@ -31,6 +31,8 @@ from potstill.tasks import Task
 from .candidates import Answer, Candidate, answers_of, build, expand, facts_of
 from .costs import PriceList, cost_of
 from .gate import GateRule, headline, judge, judged
+from .origins import trained_on
+from .page import write_html
 from .report import (
     Predictions,
     Rules,
@@ -42,7 +44,7 @@ from .report import (
     predictions_of,
     write_predictions,
 )
-from .report_html import write_html
+from .report_markdown import write_markdown
 from .rows import HeldOut, read_held_out
 
 NOUN: Noun = "report"
@@ -141,6 +143,7 @@ def evaluate(
     write_atomically(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
     write_predictions(out / "predictions.parquet", predictions, rows, task)
     write_html(out / "report.html", report, rows, predictions, task)
+    write_markdown(out / "report.md", report, rows, predictions, task)
     say(report["headline"]["title"])
     return {
         "gate": report["gate"],
@@ -239,6 +242,7 @@ def assemble(
             "digest": manifests["dataset"].digest,
             **{key: manifests["dataset"].facts.get(key, {}) for key in DATASET_FACTS},
         },
+        "trained_on": trained_on(manifests),
         "lineage": lineage(settings, manifests),
     }
 
