@@ -217,7 +217,7 @@ def _slices(report: Json, slices: Sequence[Slice]) -> str:
             text(each.name), numbers.count(each.n), _rate(each.candidate), _rate(each.baseline),
             "–" if each.difference is None else numbers.points(each.difference),
             "–" if each.low is None or each.high is None
-            else f"[{numbers.points(each.low)}, {numbers.points(each.high)}]",
+            else numbers.points_span({"low": each.low, "high": each.high}),
             "too few rows" if each.too_small else numbers.p_value(each.p_holm),
         )
         for each in slices[:SLICES]

@@ -8,11 +8,11 @@ from typing import Any
 
 from potstill.records import Json
 
-THIN = "\u202f"  # a narrow space that never breaks
+THIN, HARD = "\u202f", "\u00a0"  # spaces that never break, the first a narrow one
 
 
 def percent(share: float | None, digits: int = 1) -> str:
-    return "–" if share is None else f"{share * 100:.{digits}f} %"
+    return "–" if share is None else f"{share * 100:.{digits}f}{HARD}%"
 
 
 def points(share: float, digits: int = 1) -> str:
@@ -23,19 +23,19 @@ def points(share: float, digits: int = 1) -> str:
 
 def span(figure: Mapping[str, Any]) -> str:
     """An interval of shares, in per cent, without the sign."""
-    return f"[{figure['low'] * 100:.1f}, {figure['high'] * 100:.1f}]"
+    return f"[{figure['low'] * 100:.1f},{HARD}{figure['high'] * 100:.1f}]"
 
 
 def points_span(figure: Mapping[str, Any]) -> str:
-    return f"[{points(figure['low'])}, {points(figure['high'])}]"
+    return f"[{points(figure['low'])},{HARD}{points(figure['high'])}]"
 
 
 def milliseconds(value: float | None) -> str:
     if value is None:
         return "–"
     if value >= 1000:
-        return f"{value / 1000:.2f} s" if value < 60_000 else seconds(value / 1000)
-    return f"{value:.0f} ms" if value >= 10 else f"{value:.1f} ms"
+        return f"{value / 1000:.2f}{HARD}s" if value < 60_000 else seconds(value / 1000)
+    return f"{value:.0f}{HARD}ms" if value >= 10 else f"{value:.1f}{HARD}ms"
 
 
 def seconds(value: float | None) -> str:

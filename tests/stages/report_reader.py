@@ -14,7 +14,7 @@ from evaluation.rows import HeldOut, read_held_out
 from potstill.records import Json
 from tests.stages.test_evaluation import FILE, Bench, Script, right_but
 
-VOID = {"meta", "br", "wbr", "col", "path", "rect", "circle", "polyline", "input", "img", "link", "hr"}
+VOID = {"meta", "br", "wbr", "col", "input", "img", "link", "hr"}
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         for each in self._open:
-            each.text += data
+            each.text += data.replace("\u00a0", " ").replace("\u202f", " ")
 
     @property
     def counts(self) -> Counter[str]:
