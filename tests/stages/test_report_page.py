@@ -29,8 +29,8 @@ VERDICTS = ("superior", "non_inferior", "inferior", "undecided", "refused")
 HOSTILE = (
     "</script><script>alert(1)</script>", "<img src=x onerror=alert(1)>", '" onmouseover="alert(1)', "' style='x",
     "</td></tr></table><h1>", "<!--", "]]>", "{{ 7 * 7 }}", "{% raw %}", "javascript:alert(1)", "&lt;b&gt;", "</style>",
-    "\u202egnp.exe", "\u2066abc", "\x00\x1b[31m", "x" * 5000, "שלום עולם", "a\u0301" + "\u0301" * 60, "\ud800", "\u2028",
-    "https://evil.example/a?b=c", "\U000e0041\U000e0042", "\r\n\t", "<svg/onload=alert(1)>",
+    "\u202egnp.exe", "\u2066abc", "\x00\x1b[31m", "x" * 5000, "שלום עולם", "a\u0301" + "\u0301" * 60,
+    "\ud800", "\u2028", "https://evil.example/a?b=c", "\U000e0041\U000e0042", "\r\n\t", "<svg/onload=alert(1)>",
 )  # fmt: skip
 
 
@@ -191,7 +191,8 @@ OPTIONAL: dict[str, Any] = {
         {"by": "label", "value": "neutral", "n": 9, "candidate": None, "baseline": None, "difference": None,
          "low": None, "high": None, "p": None, "p_holm": None, "too_small": True},
     ],
-    "plan": {"written": "2026-01-01", "digest": "ab" * 32, "margin": 0.02, "power": {"power": 0.41, "rows_needed": 7460},
+    "plan": {"written": "2026-01-01", "digest": "ab" * 32, "margin": 0.02,
+             "power": {"power": 0.41, "rows_needed": 7460},
              "changed_after_answers": [{"words": "margin was 0.01 and is 0.02 now"}]},
     "seeds": [{"seed": 0, "accuracy": 0.5}, {"seed": 1, "accuracy": 0.6}],
     "details": {
@@ -201,7 +202,8 @@ OPTIONAL: dict[str, Any] = {
             "figures": {"macro_f1": {"value": 0.7741, "low": 0.7, "high": 0.8, "n": 10, "unit": "share"}, "ece": None},
             "labels": [{"label": "positive", "support": 7, "f1": {"value": 0.314, "low": 0.2, "high": 0.4}}],
             "calibration": {"n": 10, "ece": None, "bins": [
-                {"low": 0.8, "high": 0.9, "n": 4, "confidence": 0.85, "right": {"value": 0.75, "low": 0.3, "high": 0.9}}]},
+                {"low": 0.8, "high": 0.9, "n": 4, "confidence": 0.85,
+                 "right": {"value": 0.75, "low": 0.3, "high": 0.9}}]},
             "abstention": {"aurc": None, "points": [{"coverage": 0.5, "threshold": 0.9, "risk": {"value": 0.05}}],
                            "curve": [[0.5, 0.05], [1.0, 0.2]]},
         }},
