@@ -1,7 +1,7 @@
 """Evaluate: adapter and artifact -> report. Every candidate answers the same held-out rows, and the gate is judged.
 
 In:  dataset (its sealed split), adapter, artifact; the gold file, when there is one.
-Out: plan.json (what was fixed before any answer was read), report.json, predictions.parquet, report.html.
+Out: plan.json (what was fixed before any answer was read), report.json, predictions.parquet, report.html, report.md.
 Run: potstill evaluate RECIPE, or within potstill run.
 """
 
@@ -43,6 +43,8 @@ from .judges import (
     refuse_unready,
 )
 from .metrics.details import details_of
+from .origins import trained_on
+from .page import write_html
 from .planning import (
     Change,
     after_answers,
@@ -64,7 +66,7 @@ from .report import (
     predictions_of,
     write_predictions,
 )
-from .report_html import write_html
+from .report_markdown import write_markdown
 from .rows import HeldOut, read_held_out
 from .slices import slices_of
 
@@ -227,6 +229,7 @@ def evaluate(
     write_atomically(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
     write_predictions(out / "predictions.parquet", predictions, rows, task)
     write_html(out / "report.html", report, rows, predictions, task)
+    write_markdown(out / "report.md", report, rows, predictions, task)
     say(report["headline"]["title"])
     return {
         "gate": report["gate"],
@@ -347,6 +350,7 @@ def assemble(
             "digest": manifests["dataset"].digest,
             **{key: manifests["dataset"].facts.get(key, {}) for key in DATASET_FACTS},
         },
+        "trained_on": trained_on(manifests),
         "lineage": lineage(settings, manifests),
     }
 
