@@ -11,7 +11,7 @@ that answers otherwise than the adapter more often than allowed, is refused.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
@@ -24,9 +24,10 @@ from potstill.recipe import Section
 from potstill.records import Example, Json
 from potstill.stage import Noun, Shared, Upstream
 
+from .formats import FORMATS, FormatName
+
 NOUN: Noun = "artifact"
 NEEDS: tuple[Noun, ...] = ("dataset", "adapter")
-Format = Literal["gguf-f16", "gguf-q8_0"]
 MISMATCH_SHARE = 0.05
 MISMATCH_SHARE_FREE_TEXT = 0.5
 
@@ -39,7 +40,7 @@ class Settings(Section):
     rounded token changes all that follow.
     """
 
-    formats: Annotated[tuple[Format, ...], Field(min_length=1)] = ("gguf-q8_0",)
+    formats: Annotated[tuple[FormatName, ...], Field(min_length=1)] = ("gguf-q8_0",)
     verify_rows: Annotated[int, Field(ge=1)] = 64
     max_mismatch_share: Annotated[float | None, Field(ge=0, le=1)] = None
 
@@ -52,15 +53,16 @@ def inputs(settings: Settings, shared: Shared) -> list[Input]:
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
     """Merge, write each format, verify it; returns sizes, tensor types, agreement and where the base's GGUF stands."""
     from .verify import verify_files
-    from .write import base_gguf, write_formats
+    from .write import base_gguf, source_of, write_formats
 
     base = trained_base(shared, upstream["adapter"])
     contract = Contract.read(upstream["adapter"])
-    formats = write_formats(settings.formats, base.path, upstream["adapter"], contract, out, shared.name)
+    source = source_of(base, upstream, contract, shared.name)
+    formats = write_formats(settings.formats, source, out)
     contract.write(out)
     rows = verification_rows(upstream["dataset"], settings.verify_rows)
     limit = mismatch_limit(settings, shared)
-    files = {name: out / entry["file"] for name, entry in formats.items()}
+    files = {name: out / entry["file"] for name, entry in formats.items() if FORMATS[name].engine == "llama_cpp"}
     verification = verify_files(files, base.path, upstream["adapter"], contract, rows, limit, out)
     return {
         "base": {"spec": base.spec, "digest": base.digest},

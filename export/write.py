@@ -13,26 +13,43 @@ from potstill.errors import DamagedInput
 from potstill.gguf_file import Quantisation, write_gguf
 from potstill.progress import say
 from potstill.records import Json
+from potstill.stage import Upstream
 
+from .formats import FORMATS, Source
 from .merge import FolderWeights, student_weights
 
-QUANTISATIONS: dict[str, Quantisation] = {"gguf-f16": "f16", "gguf-q8_0": "q8_0"}
+
+def source_of(base: models.Base, upstream: Upstream, contract: Contract, name: str) -> Source:
+    """What the writers draw on: the base with what training left folded in."""
+    trained = upstream["adapter"]
+    return Source(
+        weights=student_weights(trained, base.path),
+        config=read_config(base.path),
+        base=base.path,
+        trained=trained,
+        tokenizer=trained / "tokenizer",
+        contract=contract,
+        name=name,
+        dataset=upstream["dataset"],
+    )
 
 
-def write_formats(
-    formats: Sequence[str], base: Path, adapter: Path, contract: Contract, out: Path, name: str
-) -> dict[str, Json]:
-    """One file a format from what training left in `adapter`; returns what each holds, by format."""
-    weights = student_weights(adapter, base)
-    config, tokenizer = read_config(base), adapter / "tokenizer"
+def write_formats(formats: Sequence[str], source: Source, out: Path) -> dict[str, Json]:
+    """One file or folder a format; returns what each holds, by format."""
     facts: dict[str, Json] = {}
     for each in dict.fromkeys(formats):
-        quantisation = QUANTISATIONS[each]
-        file = f"model-{quantisation}.gguf"
-        say(f"writing {file}")
-        written = write_gguf(weights, config, tokenizer, contract.chat_template, out / file, quantisation, name)
-        facts[each] = {"file": file, "quantisation": quantisation, **asdict(written)}
+        spec = FORMATS[each]
+        say(f"writing {spec.path}")
+        facts[each] = {"file": spec.path, "engine": spec.engine, **spec.write(source, out / spec.path)}
     return facts
+
+
+def write_gguf_file(source: Source, out: Path, quantisation: Quantisation) -> Json:
+    """One GGUF of the merged weights."""
+    written = write_gguf(
+        source.weights, source.config, source.tokenizer, source.contract.chat_template, out, quantisation, source.name
+    )
+    return {"quantisation": quantisation, **asdict(written)}
 
 
 def base_gguf(base: models.Base, cache: Path) -> Path:
