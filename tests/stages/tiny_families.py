@@ -85,7 +85,7 @@ def save_gemma_tokenizer(folder: Path) -> None:
     vocabulary = {text: at for at, text in enumerate(dict.fromkeys(order))}
     merges = [
         (piece[:at], piece[at:])
-        for piece in pieces
+        for piece in (*spaces, *newlines, *pieces)
         for at in range(1, len(piece))
         if piece[:at] in vocabulary and piece[at:] in vocabulary
     ]
