@@ -262,8 +262,8 @@ def test_importance_is_the_mean_square_of_what_each_matrix_is_given(setting: Set
     found = column_importance(source, 3)
     weights = source.weights
     assert set(found) <= set(weights) | {"lm_head.weight"}
-    texts = [tokens_of(setting.tokenizer, setting.rows[at], 256) for at in (0, 6, 13)]
-    given = weights["model.embed_tokens.weight"][sum(texts, [])].float()
+    tokens = [token for at in (0, 6, 13) for token in tokens_of(setting.tokenizer, setting.rows[at], 256)]
+    given = weights["model.embed_tokens.weight"][tokens].float()
     scaled = given * torch.rsqrt(given.square().mean(-1, keepdim=True) + 1e-6)
     wanted = (scaled * weights["model.layers.0.input_layernorm.weight"].float()).square().mean(0).numpy()
     assert found["model.layers.0.self_attn.q_proj.weight"] == pytest.approx(wanted, rel=0.02)
