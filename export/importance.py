@@ -7,7 +7,7 @@ Quantisation then errs where little passes through (llama.cpp's importance matri
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from potstill import chat, models
 from potstill.progress import track
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
     from .formats import Source
 
+Row = TypeVar("Row")
 BATCH_TOKENS = 1024
+MOST_TOKENS = 32_768  # long conversations: enough for a mean of squares, minutes instead of hours on a CPU
 # A column that nothing passed through still gets a little weight: a block of zeros would leave its scale undefined.
 LEAST_SHARE = 1e-6
 
@@ -37,12 +39,18 @@ def column_importance(source: Source, most: int) -> dict[str, NDArray[np.float32
     tokenizer = chat.load_tokenizer(source.tokenizer)
     model = load_trained(find_trained(source.trained, source.base))
     model.eval()
-    return _observed(model, [tokens_of(tokenizer, row, source.contract.window) for row in rows])
+    texts = [tokens_of(tokenizer, row, source.contract.window) for row in rows]
+    return _observed(model, within_tokens(texts, [len(text) for text in texts], MOST_TOKENS))
 
 
-def spread(rows: Sequence[Example], most: int) -> list[Example]:
+def spread(rows: Sequence[Row], most: int) -> list[Row]:
     """At most `most` of the rows, evenly over their order."""
     return [rows[at * len(rows) // most] for at in range(most)] if len(rows) > most else list(rows)
+
+
+def within_tokens(rows: Sequence[Row], lengths: Sequence[int], most_tokens: int) -> list[Row]:
+    """As many of the rows, evenly over their order, as hold about `most_tokens`; at least one."""
+    return spread(rows, max(1, len(rows) * most_tokens // max(1, sum(lengths))))
 
 
 def tokens_of(tokenizer: Any, row: Example, window: int) -> list[int]:
