@@ -3,36 +3,76 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from potstill import __version__, chat, models
 from potstill.contract import Contract
 from potstill.errors import DamagedInput
-from potstill.gguf_file import Quantisation, write_gguf
+from potstill.gguf_file import write_gguf
+from potstill.gguf_quantise import Quantisation
 from potstill.progress import say
 from potstill.records import Json
+from potstill.stage import Upstream
 
+from .formats import FORMATS, Source
 from .merge import FolderWeights, student_weights
 
-QUANTISATIONS: dict[str, Quantisation] = {"gguf-f16": "f16", "gguf-q8_0": "q8_0"}
+# Quantisations that lose less when columns are weighed by what passes through them (docs/export.md has the figures).
+WEIGHED: tuple[Quantisation, ...] = ("q5_k_m", "q4_k_m")
 
 
-def write_formats(
-    formats: Sequence[str], base: Path, adapter: Path, contract: Contract, out: Path, name: str
-) -> dict[str, Json]:
-    """One file a format from what training left in `adapter`; returns what each holds, by format."""
-    weights = student_weights(adapter, base)
-    config, tokenizer = read_config(base), adapter / "tokenizer"
+def source_of(base: models.Base, upstream: Upstream, contract: Contract, name: str, importance_rows: int = 0) -> Source:
+    """What the writers draw on: the base with what training left folded in."""
+    trained = upstream["adapter"]
+    return Source(
+        weights=student_weights(trained, base.path),
+        config=read_config(base.path),
+        base=base.path,
+        trained=trained,
+        tokenizer=trained / "tokenizer",
+        contract=contract,
+        name=name,
+        dataset=upstream["dataset"],
+        importance_rows=importance_rows,
+    )
+
+
+def write_formats(formats: Sequence[str], source: Source, out: Path) -> dict[str, Json]:
+    """One file or folder a format; returns what each holds, by format."""
     facts: dict[str, Json] = {}
     for each in dict.fromkeys(formats):
-        quantisation = QUANTISATIONS[each]
-        file = f"model-{quantisation}.gguf"
-        say(f"writing {file}")
-        written = write_gguf(weights, config, tokenizer, contract.chat_template, out / file, quantisation, name)
-        facts[each] = {"file": file, "quantisation": quantisation, **asdict(written)}
+        spec = FORMATS[each]
+        say(f"writing {spec.path}")
+        facts[each] = {"file": spec.path, "engine": spec.engine, **spec.write(source, out / spec.path)}
     return facts
+
+
+def write_gguf_file(source: Source, out: Path, quantisation: Quantisation) -> Json:
+    """One GGUF of the merged weights; says which tensors could not have the type that the format means for them."""
+    importance = source.importance if quantisation in WEIGHED else {}
+    written = write_gguf(
+        source.weights, source.config, source.tokenizer, source.contract.chat_template, out, quantisation, source.name,
+        importance,
+    )  # fmt: skip
+    for line in fallback_lines(written.fallbacks):
+        say(f"{out.name}: {line}")
+    rows = min(source.importance_rows, len(source.rows)) if importance else 0
+    return {"quantisation": quantisation, **asdict(written), "importance_rows": rows}
+
+
+def fallback_lines(fallbacks: Mapping[str, Json]) -> list[str]:
+    """Fallbacks in words, the layers of one kind of tensor together."""
+    kinds: dict[tuple[str, str, str, int], int] = {}
+    for name, each in fallbacks.items():
+        key = (re.sub(r"^blk\.\d+\.", "", name), each["wanted"], each["written"], each["row"])
+        kinds[key] = kinds.get(key, 0) + 1
+    return [
+        f"{name} ({count}) is {written} instead of {wanted}: a row of {row} does not divide into its blocks"
+        for (name, wanted, written, row), count in kinds.items()
+    ]
 
 
 def base_gguf(base: models.Base, cache: Path) -> Path:
