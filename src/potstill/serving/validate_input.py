@@ -89,6 +89,11 @@ class ChatRequest(StrictBody):
 async def validate_input(call: Call, max_body_bytes: int) -> None:
     """Fill `call.body`; raises RequestRefused 413 or 400 naming the first field that is wrong."""
     call.body = await read_json(call.http, max_body_bytes)
+    check_body(call)
+
+
+def check_body(call: Call) -> None:
+    """Hold `call.body` against what can be answered; raises RequestRefused 400 naming the first field that is wrong."""
     checked(ChatRequest, call.body)
     if call.body.get("stream_options") is not None and not call.stream:
         raise RequestRefused(400, "stream_options: only allowed with stream=true", param="stream_options")
