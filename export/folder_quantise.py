@@ -102,9 +102,7 @@ def linear_weights(config: Json) -> frozenset[str]:
     return frozenset(f"{name}.weight" for name, each in model.named_modules() if isinstance(each, torch.nn.Linear))
 
 
-def plan_groups(
-    weights: Mapping[str, torch.Tensor], linear: frozenset[str], groups: Sequence[int] | None
-) -> Plan:
+def plan_groups(weights: Mapping[str, torch.Tensor], linear: frozenset[str], groups: Sequence[int] | None) -> Plan:
     """Which weights to quantise. One group length for all, since loaders join q, k and v into one matrix.
 
     The longest of `groups` that divides every row is taken; a matrix whose rows the shortest does not divide stays
@@ -181,7 +179,9 @@ def _scheme(preset: str, group: int | None) -> Any:
     return scheme
 
 
-def _compress(layout: str, name: str, weight: torch.Tensor, scale: torch.Tensor, scheme: Any) -> dict[str, torch.Tensor]:
+def _compress(
+    layout: str, name: str, weight: torch.Tensor, scale: torch.Tensor, scheme: Any
+) -> dict[str, torch.Tensor]:
     """The tensors that stand for one matrix in this layout, by their full names."""
     from compressed_tensors.compressors import BaseCompressor
 

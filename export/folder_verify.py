@@ -114,9 +114,7 @@ def _log_probabilities(model: Any, prompt: list[int], answer: list[int]) -> Any:
     return logits.float().log_softmax(dim=-1)
 
 
-def divergences(
-    folders: dict[str, Path], base: Path, trained: Path, rows: Sequence[Example]
-) -> dict[str, Divergence]:
+def divergences(folders: dict[str, Path], base: Path, trained: Path, rows: Sequence[Example]) -> dict[str, Divergence]:
     """The divergence of every folder from the 16-bit student on `rows`, by format."""
     models.prepare_torch()
     found = find_trained(trained, base)

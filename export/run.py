@@ -24,7 +24,7 @@ from potstill.recipe import Section
 from potstill.records import Example, Json
 from potstill.stage import Noun, Shared, Upstream
 
-from .formats import FORMATS, FormatName
+from .formats import FormatName
 
 NOUN: Noun = "artifact"
 NEEDS: tuple[Noun, ...] = ("dataset", "adapter")
@@ -62,7 +62,7 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     contract.write(out)
     rows = verification_rows(upstream["dataset"], settings.verify_rows)
     limit = mismatch_limit(settings, shared)
-    files = {name: out / entry["file"] for name, entry in formats.items() if FORMATS[name].engine == "llama_cpp"}
+    files = {name: out / entry["file"] for name, entry in formats.items()}
     verification = verify_files(files, base.path, upstream["adapter"], contract, rows, limit, out)
     return {
         "base": {"spec": base.spec, "digest": base.digest},
