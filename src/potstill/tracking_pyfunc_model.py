@@ -10,41 +10,50 @@ from typing import Any
 
 
 def tell_mlflow() -> None:
+    from warnings import catch_warnings, simplefilter
+
     from mlflow.models import set_model
     from mlflow.pyfunc import PythonModel
 
-    class Student(PythonModel):  # type: ignore[misc]  # MLflow is untyped
-        """`context.artifacts["artifact"]` is the folder, `context.model_config` what tracking_pyfunc.CONFIG names."""
+    with catch_warnings():  # that type hints are missing: see predict
+        simplefilter("ignore", UserWarning)
 
-        def load_context(self, context: Any) -> None:
-            from pathlib import Path
+        class Student(PythonModel):  # type: ignore[misc]  # MLflow is untyped
+            """The folder is `context.artifacts["artifact"]`; `context.model_config` holds what CONFIG names."""
 
-            from potstill.pyfunc import LocalStudent
-            from potstill.serving.settings import ServeSettings
+            def load_context(self, context: Any) -> None:
+                from pathlib import Path
 
-            config = {key: value for key, value in context.model_config.items() if value is not None}
-            digest = config.pop("artifact_digest")
-            settings = ServeSettings.model_validate(config)
-            self.student = LocalStudent(Path(context.artifacts["artifact"]), settings, digest=digest)
+                from potstill.pyfunc import LocalStudent
+                from potstill.serving.settings import ServeSettings
 
-        # No type hints on the input: MLflow would read them as a schema and refuse the other forms.
-        def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-            from potstill.pyfunc_rows import requests_of, table_of
+                config = {key: value for key, value in context.model_config.items() if value is not None}
+                digest = config.pop("artifact_digest")
+                settings = ServeSettings.model_validate(config)
+                self.student = LocalStudent(Path(context.artifacts["artifact"]), settings, digest=digest)
 
-            answers = self.student.answer(requests_of(model_input))
-            return table_of(answers, getattr(model_input, "index", None) if hasattr(model_input, "columns") else None)
+            # No type hints on the input: MLflow would read them as a schema and refuse the other forms.
+            def predict(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+                from potstill.pyfunc_rows import requests_of, table_of
 
-        def predict_stream(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
-            from dataclasses import asdict
+                answers = self.student.answer(requests_of(model_input))
+                return table_of(
+                    answers, getattr(model_input, "index", None) if hasattr(model_input, "columns") else None
+                )
 
-            from potstill.errors import RecipeError
-            from potstill.pyfunc_rows import requests_of
+            def predict_stream(self, context, model_input, params=None):  # type: ignore[no-untyped-def]
+                from dataclasses import asdict
 
-            requests = requests_of(model_input)
-            if len(requests) != 1:
-                raise RecipeError([f"predict_stream: found {len(requests)} rows, expected 1; use predict for several"])
-            for piece in self.student.stream(requests[0]):
-                yield {"delta": piece} if isinstance(piece, str) else asdict(piece)
+                from potstill.errors import RecipeError
+                from potstill.pyfunc_rows import requests_of
+
+                requests = requests_of(model_input)
+                if len(requests) != 1:
+                    raise RecipeError(
+                        [f"predict_stream: found {len(requests)} rows, expected 1; use predict for several"]
+                    )
+                for piece in self.student.stream(requests[0]):
+                    yield {"delta": piece} if isinstance(piece, str) else asdict(piece)
 
     set_model(Student())
 
