@@ -17,11 +17,15 @@ from potstill.dataset import read_examples
 from potstill.records import Example, Json
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
 
     from potstill.gguf_file import Quantisation
 
-FormatName = Literal["gguf-f16", "gguf-q8_0", "safetensors-bf16", "w4a16", "fp8"]
+FormatName = Literal[
+    "gguf-f16", "gguf-q8_0", "gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m", "safetensors-bf16", "w4a16", "fp8"
+]  # fmt: skip
 ServedBy = Literal["llama_cpp", "transformers"]
 
 
@@ -31,6 +35,7 @@ class Source:
 
     `weights` are the merged tensors by their transformers names, read one at a time; `config` is the content of the
     base's config.json; `trained` is training's folder, its tokenizer in `tokenizer`.
+    `importance_rows` training rows weigh the quantisation of the formats that gain by it (0: none).
     """
 
     weights: Mapping[str, torch.Tensor]
@@ -41,11 +46,19 @@ class Source:
     contract: Contract
     name: str
     dataset: Path | None = None
+    importance_rows: int = 0
 
     @cached_property
     def rows(self) -> tuple[Example, ...]:
         """The training rows, for those formats that look at activations; empty without a dataset."""
         return tuple(read_examples(self.dataset, "train")) if self.dataset else ()
+
+    @cached_property
+    def importance(self) -> Mapping[str, NDArray[np.float32]]:
+        """How much each column of each matrix matters, seen once for all formats."""
+        from .importance import column_importance
+
+        return column_importance(self, self.importance_rows) if self.importance_rows else {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +108,9 @@ FORMATS: dict[str, FormatSpec] = {
     for each in (
         _gguf("gguf-f16", "f16"),
         _gguf("gguf-q8_0", "q8_0"),
+        _gguf("gguf-q6_k", "q6_k"),
+        _gguf("gguf-q5_k_m", "q5_k_m"),
+        _gguf("gguf-q4_k_m", "q4_k_m"),
         _folder("safetensors-bf16", "model-bf16", _write_bf16),
         _folder("w4a16", "model-w4a16", _write_w4a16),
         _folder("fp8", "model-fp8", _write_fp8),

@@ -1,8 +1,8 @@
 """Export: an adapter becomes GGUF files that a service can load, each verified against the adapter.
 
     reads   adapter/ (LoRA, tokenizer, contract), dataset/ (validation rows only), the base that both came from
-    writes  model-f16.gguf, model-q8_0.gguf (as asked), contract.json, verification.json
-    run     potstill export RECIPE [export.formats=[gguf-f16,gguf-q8_0]]
+    writes  model-q8_0.gguf, model-q4_k_m.gguf, ... (as asked), contract.json, verification.json
+    run     potstill export RECIPE [export.formats=[gguf-q8_0,gguf-q4_k_m]]
 
 The files hold the merged weights and the very chat template of training. A file whose template or tokens differ, or
 that answers otherwise than the adapter more often than allowed, is refused.
@@ -38,11 +38,15 @@ class Settings(Section):
     `max_mismatch_share`: the share of differing answers above which a file is refused; judged at the lower end of
     its interval, so that few rows cannot trip it by chance. Left out, it is 0.05, and 0.5 for free text, where one
     rounded token changes all that follow.
+
+    `importance_rows` training rows weigh the columns of the formats that lose less by it (gguf-q5_k_m, gguf-q4_k_m);
+    0 leaves them unweighed.
     """
 
     formats: Annotated[tuple[FormatName, ...], Field(min_length=1)] = ("gguf-q8_0",)
     verify_rows: Annotated[int, Field(ge=1)] = 64
     max_mismatch_share: Annotated[float | None, Field(ge=0, le=1)] = None
+    importance_rows: Annotated[int, Field(ge=0)] = 128
 
 
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
@@ -51,19 +55,21 @@ def inputs(settings: Settings, shared: Shared) -> list[Input]:
 
 
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
-    """Merge, write each format, verify it; returns sizes, tensor types, agreement and where the base's GGUF stands."""
+    """Merge, write each format, verify and measure it; returns sizes, types, agreement and where the base's GGUF is."""
+    from .measure import add_to_verification, measure_files
     from .verify import verify_files
     from .write import base_gguf, source_of, write_formats
 
     base = trained_base(shared, upstream["adapter"])
     contract = Contract.read(upstream["adapter"])
-    source = source_of(base, upstream, contract, shared.name)
+    source = source_of(base, upstream, contract, shared.name, settings.importance_rows)
     formats = write_formats(settings.formats, source, out)
     contract.write(out)
     rows = verification_rows(upstream["dataset"], settings.verify_rows)
     limit = mismatch_limit(settings, shared)
     files = {name: out / entry["file"] for name, entry in formats.items()}
     verification = verify_files(files, base.path, upstream["adapter"], contract, rows, limit, out)
+    verification = add_to_verification(verification, measure_files(files, source, rows, out), out)
     return {
         "base": {"spec": base.spec, "digest": base.digest},
         "formats": formats,

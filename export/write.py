@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from potstill import __version__, chat, models
 from potstill.contract import Contract
 from potstill.errors import DamagedInput
-from potstill.gguf_file import Quantisation, write_gguf
+from potstill.gguf_file import write_gguf
+from potstill.gguf_quantise import Quantisation
 from potstill.progress import say
 from potstill.records import Json
 from potstill.stage import Upstream
@@ -18,8 +20,11 @@ from potstill.stage import Upstream
 from .formats import FORMATS, Source
 from .merge import FolderWeights, student_weights
 
+# Quantisations that lose less when columns are weighed by what passes through them (docs/export.md has the figures).
+WEIGHED: tuple[Quantisation, ...] = ("q5_k_m", "q4_k_m")
 
-def source_of(base: models.Base, upstream: Upstream, contract: Contract, name: str) -> Source:
+
+def source_of(base: models.Base, upstream: Upstream, contract: Contract, name: str, importance_rows: int = 0) -> Source:
     """What the writers draw on: the base with what training left folded in."""
     trained = upstream["adapter"]
     return Source(
@@ -31,6 +36,7 @@ def source_of(base: models.Base, upstream: Upstream, contract: Contract, name: s
         contract=contract,
         name=name,
         dataset=upstream["dataset"],
+        importance_rows=importance_rows,
     )
 
 
@@ -45,11 +51,28 @@ def write_formats(formats: Sequence[str], source: Source, out: Path) -> dict[str
 
 
 def write_gguf_file(source: Source, out: Path, quantisation: Quantisation) -> Json:
-    """One GGUF of the merged weights."""
+    """One GGUF of the merged weights; says which tensors could not have the type that the format means for them."""
+    importance = source.importance if quantisation in WEIGHED else {}
     written = write_gguf(
-        source.weights, source.config, source.tokenizer, source.contract.chat_template, out, quantisation, source.name
-    )
-    return {"quantisation": quantisation, **asdict(written)}
+        source.weights, source.config, source.tokenizer, source.contract.chat_template, out, quantisation, source.name,
+        importance,
+    )  # fmt: skip
+    for line in fallback_lines(written.fallbacks):
+        say(f"{out.name}: {line}")
+    rows = min(source.importance_rows, len(source.rows)) if importance else 0
+    return {"quantisation": quantisation, **asdict(written), "importance_rows": rows}
+
+
+def fallback_lines(fallbacks: Mapping[str, Json]) -> list[str]:
+    """Fallbacks in words, the layers of one kind of tensor together."""
+    kinds: dict[tuple[str, str, str, int], int] = {}
+    for name, each in fallbacks.items():
+        key = (re.sub(r"^blk\.\d+\.", "", name), each["wanted"], each["written"], each["row"])
+        kinds[key] = kinds.get(key, 0) + 1
+    return [
+        f"{name} ({count}) is {written} instead of {wanted}: a row of {row} does not divide into its blocks"
+        for (name, wanted, written, row), count in kinds.items()
+    ]
 
 
 def base_gguf(base: models.Base, cache: Path) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from potstill.errors import PotstillError
+from potstill.gguf_layout import EXPORTED_FAMILIES
 from potstill.known_bases import KNOWN
 from potstill.manifest import write_atomically
 from potstill.model_shape import ModelShape, shape_of
@@ -67,7 +68,7 @@ def forecast(settings: Settings, shared: Shared, rows: Tokenised | None = None, 
             found["choice"] = chosen.to_json() | {"text": chosen.to_text()}
             found["memory"] = chosen.parts
         found["plan"] = described(plan)
-        found["exports"] = shape.family == "llama"  # what potstill.gguf_file writes
+        found["exports"] = shape.family in EXPORTED_FAMILIES and not shape.other_parameters
     return found | steps_of(settings, rows)
 
 

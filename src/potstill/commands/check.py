@@ -147,7 +147,8 @@ def wants_colour() -> bool:
 
 def _needs(forecast: Json) -> list[str]:
     parts = forecast["memory"]
-    lines = ["export: GGUF takes the Llama family alone so far; training works, export will refuse"]
+    known = "the text models of the Llama, Qwen2, Qwen3 and Gemma 3 families"
+    lines = [f"export: GGUF takes {known} alone; training works, export will refuse"]
     lines = lines if forecast["exports"] is False else []
     lines += [f"licence of {forecast['base_model']}: {forecast['licence']}"] if forecast["licence"] else []
     if parts is None:
