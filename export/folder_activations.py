@@ -1,4 +1,4 @@
-"""What comes into every linear layer of the student on training rows: which columns matter when weights are rounded."""
+"""What comes into every linear layer of the student on training rows: which errors of rounding matter, and together."""
 
 from __future__ import annotations
 
@@ -6,39 +6,37 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from potstill import chat
+from potstill import chat, models
 from potstill.progress import track
-from potstill.records import Example
 from potstill.trained import find_trained, load_trained
+
+from .importance import spread, tokens_of
 
 if TYPE_CHECKING:
     import torch
 
     from .formats import Source
 
-ROWS = 256
 BATCH_ROWS = 16
-Row = tuple[list[int], list[int]]  # prompt, answer
+MOST_BYTES = 8_000_000_000  # of moments held at once: enough for models of about 2B parameters
 
 
-def mean_squares(source: Source, rows: int = ROWS) -> dict[str, torch.Tensor]:
-    """The mean square of every input column of every linear layer, (columns,) in float32, by its weight's name.
+def second_moments(source: Source, rows: int, most_bytes: int = MOST_BYTES) -> dict[str, torch.Tensor]:
+    """E[x x^T] of every linear layer's input, (columns, columns) in float32, by its weight's name.
 
-    Over the tokens of up to `rows` training rows (prompt and answer); empty when there are none.
+    Over the tokens of up to `rows` training rows (prompt and answer). Empty without rows, and where the matrices
+    would take more than `most_bytes`.
     """
-    chosen = spread(source.rows, rows)
+    chosen = spread(source.rows, rows) if rows else []
     if not chosen:
         return {}
+    models.prepare_torch()
     tokenizer = chat.load_tokenizer(source.tokenizer)
-    encoded = [chat.prompt_and_completion(tokenizer, each.messages, each.tools, each.answer) for each in chosen]
     model = load_trained(find_trained(source.trained, source.base))
     model.eval()
-    return _measured(model, [[*prompt, *answer][: source.contract.window] for prompt, answer in encoded])
-
-
-def spread(rows: Sequence[Example], most: int) -> list[Example]:
-    """Up to `most` rows, evenly spread over the stored order."""
-    return list(rows) if len(rows) <= most else [rows[at * len(rows) // most] for at in range(most)]
+    if sum(4 * each.in_features**2 for _, each in _linear(model)) > most_bytes:
+        return {}
+    return _measured(model, [tokens_of(tokenizer, row, source.contract.window) for row in chosen])
 
 
 def _measured(model: Any, sequences: Sequence[list[int]]) -> dict[str, torch.Tensor]:
@@ -46,31 +44,33 @@ def _measured(model: Any, sequences: Sequence[list[int]]) -> dict[str, torch.Ten
 
     sums: dict[str, torch.Tensor] = {}
     count = 0
-    mask = torch.empty(0)
+    real = torch.empty(0, dtype=torch.bool)  # which positions of the batch are not padding
 
     def look(name: str) -> Callable[[Any, Any], None]:
         def hook(_: Any, inputs: Any) -> None:
-            squares = (inputs[0].float().square() * mask.unsqueeze(-1)).sum(dim=(0, 1)).cpu()
-            sums[name] = sums[name] + squares if name in sums else squares
+            seen = inputs[0].float()[real]
+            sums[name] = sums.get(name, 0.0) + (seen.T @ seen).cpu()
 
         return hook
 
     with _watched(model, look), torch.inference_mode():
-        for ids, mask in track(batches(sequences, model.device), "activations", unit="batches"):
+        for ids, mask in track(_batches(sequences, model.device), "activations", unit="batches"):
+            real = mask.bool()
             model.model(input_ids=ids, attention_mask=mask)  # the body: the output matrix is not quantised
             count += int(mask.sum())
     return {f"{name}.weight": each / count for name, each in sums.items()}
 
 
-@contextmanager
-def _watched(model: Any, look: Callable[[str], Callable[[Any, Any], None]]) -> Iterator[None]:
+def _linear(model: Any) -> list[tuple[str, Any]]:
+    """The linear layers of the body."""
     import torch
 
-    handles = [
-        each.register_forward_pre_hook(look(name))
-        for name, each in model.named_modules()
-        if isinstance(each, torch.nn.Linear)
-    ]
+    return [(f"model.{name}", each) for name, each in model.model.named_modules() if isinstance(each, torch.nn.Linear)]
+
+
+@contextmanager
+def _watched(model: Any, look: Callable[[str], Callable[[Any, Any], None]]) -> Iterator[None]:
+    handles = [each.register_forward_pre_hook(look(name)) for name, each in _linear(model)]
     try:
         yield
     finally:
@@ -78,7 +78,7 @@ def _watched(model: Any, look: Callable[[str], Callable[[Any, Any], None]]) -> I
             handle.remove()
 
 
-def batches(sequences: Sequence[list[int]], device: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(sequences: Sequence[list[int]], device: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Token ids and their mask, both (rows, longest), padded on the right; sequences of like length together."""
     import torch
 

@@ -3,11 +3,8 @@
 w4a16  `pack-quantized`: integers of 4 bits, symmetric, a bf16 scale for every `group` weights of a row
 fp8    `float-quantized`: E4M3 with a bf16 scale a row; activations are quantised a token while running
 
-The scale of a group is chosen among shrunken ranges by the squared error that it leaves, each column weighted by the
-mean square of what comes in there on training rows (Lin et al. 2024, arXiv:2306.00978, search scales by such weights;
-Frantar et al. 2023, arXiv:2210.17323, derive the weight: it is the diagonal of their Hessian). Without rows every
-column weighs alike. Embeddings and the output matrix stay bf16: they are read row by row, and errors there are said
-at once.
+How the 4-bit values are found is in folder_rounding. Embeddings and the output matrix stay bf16: they are read row by
+row, and errors there are said at once.
 """
 
 from __future__ import annotations
@@ -21,6 +18,8 @@ from potstill.errors import PotstillError
 from potstill.records import Json
 
 from .folder import HEAD, write_folder
+from .folder_activations import second_moments
+from .folder_rounding import compensated, group_scales, stored
 
 if TYPE_CHECKING:
     import torch
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from .formats import Source
 
 GROUPS = (128, 64, 32)  # what vLLM's 4-bit kernels take, the largest first: fewer scales to read
-SHRUNK = tuple(1.0 - step / 50 for step in range(16))  # ranges that are tried, as shares of the largest value
-INT4_MOST = 7.5  # a range of [-8, 7] is centred on half a step, as compressed-tensors scales it
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +49,8 @@ OUTPUT = "the output matrix: its errors are said at once"
 def write_w4a16(source: Source, out: Path) -> Json:
     """4-bit weights; raises PotstillError when no linear layer's rows can be parted into groups."""
     plan = plan_groups(source.weights, linear_weights(source.config), GROUPS)
-    importance = column_importance(source)
+    moments = second_moments(source, source.importance_rows)
+    importance = {name: each.diagonal() for name, each in moments.items()}
     scheme = _scheme("W4A16", plan.group)
 
     def encode(name: str, weight: torch.Tensor) -> dict[str, torch.Tensor] | None:
@@ -60,17 +58,14 @@ def write_w4a16(source: Source, out: Path) -> Json:
             return None
         assert plan.group is not None
         scale = group_scales(weight, plan.group, importance.get(name))
+        if name in moments:
+            weight = compensated(weight, scale, plan.group, moments[name])
         return _compress("pack-quantized", name, weight, scale, scheme)
 
     config = quantization_config("pack-quantized", scheme, plan)
     written = write_folder(source, out, encode, config)
-    return {
-        "quantisation": "w4a16",
-        "group": plan.group,
-        "scales": "searched, columns weighted by training rows" if importance else "searched, columns weighted alike",
-        **_said(plan),
-        **written,
-    }
+    rows = min(source.importance_rows, len(source.rows)) if moments else 0
+    return {"quantisation": "w4a16", "group": plan.group, "importance_rows": rows, **_said(plan), **written}
 
 
 def write_fp8(source: Source, out: Path) -> Json:
@@ -135,38 +130,7 @@ def row_scales(weight: torch.Tensor) -> torch.Tensor:
     import torch
 
     most = torch.finfo(torch.float8_e4m3fn).max
-    return _stored(weight.float().abs().amax(dim=1, keepdim=True) / most)
-
-
-def group_scales(weight: torch.Tensor, group: int, importance: torch.Tensor | None = None) -> torch.Tensor:
-    """The scale of every group, (rows, columns / group) in bf16, that leaves the least weighted squared error.
-
-    `importance` (columns,) weighs the columns; None weighs them alike.
-    """
-    import torch
-
-    grouped = weight.float().unflatten(1, (-1, group))
-    weighed = torch.ones(weight.shape[1]) if importance is None else importance.float()
-    weighed = weighed.unflatten(0, (-1, group))
-    largest = grouped.abs().amax(dim=2, keepdim=True) / INT4_MOST
-    best = _stored(largest)
-    least = torch.full_like(largest, torch.inf)
-    for share in SHRUNK:
-        scale = _stored(largest * share)
-        wide = scale.float()
-        error = grouped - (grouped / wide).round().clamp(-8, 7) * wide
-        lost = (error.square() * weighed).sum(dim=2, keepdim=True)
-        better = lost < least
-        best, least = torch.where(better, scale, best), torch.where(better, lost, least)
-    return best.squeeze(2)
-
-
-def _stored(scale: torch.Tensor) -> torch.Tensor:
-    """A scale as it will be read back: in bf16, and never zero."""
-    import torch
-
-    tiny = torch.finfo(torch.bfloat16).tiny
-    return scale.clamp(min=tiny).to(torch.bfloat16)
+    return stored(weight.float().abs().amax(dim=1, keepdim=True) / most)
 
 
 def _scheme(preset: str, group: int | None) -> Any:
@@ -205,10 +169,3 @@ def quantization_config(layout: str, scheme: Any, plan: Plan) -> Json:
     )
     said: Json = config.model_dump(mode="json", exclude_none=True)
     return said
-
-
-def column_importance(source: Source) -> dict[str, torch.Tensor]:
-    """The mean square of what comes into every column of every linear layer on training rows; empty without rows."""
-    from .folder_activations import mean_squares
-
-    return mean_squares(source)

@@ -6,38 +6,28 @@ distributions there, the divergence from the 16-bit student is measured too.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from potstill import chat, models
 from potstill.completers import Completion
 from potstill.completers.transformers import TransformersCompleter
 from potstill.contract import Contract, Golden, first_difference
+from potstill.engine_logits import RowDivergence
 from potstill.errors import ParityMismatch
 from potstill.progress import say, track
-from potstill.records import Example
+from potstill.records import Example, Json
 from potstill.tasks import Task
 from potstill.trained import find_trained, load_trained
 
 from .verify import answers, requests_for
 
-KL_ROWS = 64
+if TYPE_CHECKING:
+    from .formats import Source
+    from .measure import HeldOut
 
-
-@dataclass(frozen=True, slots=True)
-class Divergence:
-    """KL(16-bit student || folder) in nats a token of the answers of `rows` rows: mean, and the largest row's mean.
-
-    `top1` is the share of tokens where both sides' likeliest token is the same.
-    """
-
-    rows: int
-    tokens: int
-    mean: float
-    largest_row: float
-    top1: float
+REFERENCE = "adapter, merged, bf16"
 
 
 def verify_folder(
@@ -86,45 +76,43 @@ def prompt_differences(golden: Sequence[Golden], tokenizer: Any) -> list[str]:
     return faults
 
 
-def divergence(student: Any, folder: Any, tokenizer: Any, examples: Sequence[Example]) -> Divergence:
-    """How far the folder's model is from the student's on the answers of up to KL_ROWS examples, teacher-forced."""
-    import torch
+def measure(files: Mapping[str, Path], source: Source, rows: Sequence[Example], out: Path) -> dict[str, Json]:
+    """Speed and divergence of every file, divergence alone of every folder: vLLM will serve it, on other hardware."""
+    from .measure import held_out, measure_files
 
-    rows = examples[:KL_ROWS]
-    means: list[float] = []
-    total = same = tokens = 0.0
-    with torch.inference_mode():
-        for each in track(rows, "divergence", len(rows)):
-            prompt, answer = chat.prompt_and_completion(tokenizer, each.messages, each.tools, each.answer)
-            wanted, got = (_log_probabilities(model, prompt, answer) for model in (student, folder))
-            lost = (wanted.exp() * (wanted - got)).sum(dim=-1)
-            means.append(float(lost.mean()))
-            total += float(lost.sum())
-            same += float((wanted.argmax(dim=-1) == got.argmax(dim=-1)).sum())
-            tokens += len(answer)
-    return Divergence(len(rows), int(tokens), total / tokens, max(means), same / tokens)
+    folders = {name: path for name, path in files.items() if path.is_dir()}
+    found = measure_files({name: path for name, path in files.items() if name not in folders}, source, rows, out)
+    if folders:
+        texts = held_out(chat.load_tokenizer(source.tokenizer), rows, source.contract.window)
+        found |= measure_folders(folders, source, texts)
+    return found
 
 
-def _log_probabilities(model: Any, prompt: list[int], answer: list[int]) -> Any:
-    """Log-probabilities of the whole vocabulary at every token of the answer, (tokens, vocabulary) in float32."""
-    import torch
+def measure_folders(folders: Mapping[str, Path], source: Source, texts: Sequence[HeldOut]) -> dict[str, Json]:
+    """`divergence` of every folder from the 16-bit student, both by transformers."""
+    from .measure import divergence_figures
 
-    ids = torch.tensor([[*prompt, *answer]], device=model.device)
-    logits = model(input_ids=ids, logits_to_keep=len(answer) + 1).logits[0, :-1]
-    return logits.float().log_softmax(dim=-1)
-
-
-def divergences(folders: dict[str, Path], base: Path, trained: Path, rows: Sequence[Example]) -> dict[str, Divergence]:
-    """The divergence of every folder from the 16-bit student on `rows`, by format."""
     models.prepare_torch()
-    found = find_trained(trained, base)
-    tokenizer = chat.load_tokenizer(found.tokenizer)
-    student = load_trained(found)
+    student = load_trained(find_trained(source.trained, source.base))
     student.eval()
-    measured = {}
+    found: dict[str, Json] = {}
     for name, folder in folders.items():
         model = models.load_float(folder)
         model.eval()
-        measured[name] = divergence(student, model, tokenizer, rows)
-        say(f"{name}: KL to the 16-bit student {measured[name].mean:.4f} nats a token")
-    return measured
+        compared = [divergence(student, model, each.tokens) for each in track(texts, f"{name} divergence", len(texts))]
+        figures = divergence_figures(compared, texts)
+        found[name] = {"divergence": {"reference": REFERENCE, **figures}}
+        answer = figures["answer"]
+        say(f"{name}: KL to 16 bits {answer['kl_mean']:.2g} nats a token, same likeliest {answer['same_top']:.1%}")
+    return found
+
+
+def divergence(student: Any, folder: Any, tokens: Sequence[int]) -> RowDivergence:
+    """KL(student || folder) over the whole vocabulary at every position of a text, teacher-forced."""
+    import torch
+
+    ids = torch.tensor([list(tokens)], device=student.device)
+    with torch.inference_mode():
+        wanted, got = (model(input_ids=ids).logits[0].float().log_softmax(dim=-1) for model in (student, folder))
+    lost = (wanted.exp() * (wanted - got)).sum(dim=-1).clamp(min=0).double()
+    return RowDivergence(lost.cpu().numpy(), (wanted.argmax(dim=-1) == got.argmax(dim=-1)).cpu().numpy())
