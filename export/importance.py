@@ -6,8 +6,8 @@ Quantisation then errs where little passes through (llama.cpp's importance matri
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from potstill import chat, models
 from potstill.progress import track
@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
     from .formats import Source
 
+Row = TypeVar("Row")
+BATCH_TOKENS = 1024
+MOST_TOKENS = 32_768  # long conversations: enough for a mean of squares, minutes instead of hours on a CPU
 # A column that nothing passed through still gets a little weight: a block of zeros would leave its scale undefined.
 LEAST_SHARE = 1e-6
 
@@ -36,12 +39,18 @@ def column_importance(source: Source, most: int) -> dict[str, NDArray[np.float32
     tokenizer = chat.load_tokenizer(source.tokenizer)
     model = load_trained(find_trained(source.trained, source.base))
     model.eval()
-    return _observed(model, [tokens_of(tokenizer, row, source.contract.window) for row in rows])
+    texts = [tokens_of(tokenizer, row, source.contract.window) for row in rows]
+    return _observed(model, within_tokens(texts, [len(text) for text in texts], MOST_TOKENS))
 
 
-def spread(rows: Sequence[Example], most: int) -> list[Example]:
+def spread(rows: Sequence[Row], most: int) -> list[Row]:
     """At most `most` of the rows, evenly over their order."""
     return [rows[at * len(rows) // most] for at in range(most)] if len(rows) > most else list(rows)
+
+
+def within_tokens(rows: Sequence[Row], lengths: Sequence[int], most_tokens: int) -> list[Row]:
+    """As many of the rows, evenly over their order, as hold about `most_tokens`; at least one."""
+    return spread(rows, max(1, len(rows) * most_tokens // max(1, sum(lengths))))
 
 
 def tokens_of(tokenizer: Any, row: Example, window: int) -> list[int]:
@@ -54,13 +63,12 @@ def _observed(model: Any, texts: Sequence[Sequence[int]]) -> dict[str, NDArray[n
     import torch
 
     sums: dict[str, Any] = {}
-    counts: dict[str, int] = {}
+    real = torch.empty(0)  # which positions of the batch hold a token, not padding
 
     def watch(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
         def add(_: Any, inputs: tuple[Any, ...]) -> None:
-            seen = inputs[0].detach().float().flatten(0, -2)
+            seen = inputs[0].detach()[real].float()
             sums[name] = sums.get(name, 0.0) + seen.square().sum(0).double()
-            counts[name] = counts.get(name, 0) + len(seen)
 
         return add
 
@@ -68,15 +76,34 @@ def _observed(model: Any, texts: Sequence[Sequence[int]]) -> dict[str, NDArray[n
     hooks = [module.register_forward_pre_hook(watch(f"{name}.weight")) for name, module in linear.items()]
     try:
         with torch.inference_mode():
-            for text in track(texts, "importance of columns", len(texts)):
-                model(input_ids=torch.tensor([list(text)], device=model.device), use_cache=False)
+            batches = list(_batches(texts))
+            for batch in track(batches, "importance of columns", len(batches)):
+                longest = max(len(text) for text in batch)
+                ids = [[*text, *[0] * (longest - len(text))] for text in batch]
+                mask = [[1] * len(text) + [0] * (longest - len(text)) for text in batch]
+                held = torch.tensor(mask, device=model.device)
+                real = held.bool()
+                model(input_ids=torch.tensor(ids, device=model.device), attention_mask=held, use_cache=False)
     finally:
         for hook in hooks:
             hook.remove()
-    found = {name: _floored((total / counts[name]).float().cpu().numpy()) for name, total in sums.items()}
+    tokens = sum(len(text) for text in texts)
+    found = {name: _floored((total / tokens).float().cpu().numpy()) for name, total in sums.items()}
     if "lm_head.weight" in found and model.config.tie_word_embeddings:
         found["model.embed_tokens.weight"] = found["lm_head.weight"]
     return found
+
+
+def _batches(texts: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
+    """Texts of like length together, padded to at most BATCH_TOKENS."""
+    batch: list[Sequence[int]] = []
+    for text in sorted(texts, key=len):
+        if batch and len(text) * (len(batch) + 1) > BATCH_TOKENS:
+            yield batch
+            batch = []
+        batch.append(text)
+    if batch:
+        yield batch
 
 
 def _floored(values: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -29,6 +29,7 @@ from potstill.records import Example, Json
 from potstill.tasks.base import Metric
 
 from .formats import Source
+from .importance import within_tokens
 from .verify import VERIFICATION
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 REFERENCE = "gguf-f16"
+MOST_TOKENS = 8192  # both files read all of them: minutes for eight billion weights on a CPU
 PROMPT_TOKENS, DECODED_TOKENS, REPEATS = 256, 64, 3
 
 
@@ -53,12 +55,13 @@ class HeldOut:
 
 
 def held_out(tokenizer: Any, rows: Sequence[Example], window: int) -> list[HeldOut]:
-    """Rows as training would have seen them, those that fit into the window."""
+    """Rows as training would have seen them, those that fit into the window, of MOST_TOKENS together."""
     found = []
     for row in rows:
         prompt, answer = chat.prompt_and_completion(tokenizer, row.messages, row.tools, row.answer)
         found.append(HeldOut(prompt, answer, row.conversation))
-    return [each for each in found if len(each.tokens) <= window] or found[:1]
+    fitting = [each for each in found if len(each.tokens) <= window] or found[:1]
+    return within_tokens(fitting, [len(each.tokens) for each in fitting], MOST_TOKENS)
 
 
 def measure_files(files: Mapping[str, Path], source: Source, rows: Sequence[Example], out: Path) -> dict[str, Json]:

@@ -219,7 +219,7 @@ def add_metadata(writer: Any, config: Json, name: str, file_type: int) -> None:
     writer.add_rope_freq_base(float(rope["rope_theta"]))
     if architecture == "llama":
         writer.add_rope_dimension_count(size)
-    if size * int(config["num_attention_heads"]) != config["hidden_size"] or architecture in ("qwen3", "gemma3"):
+    if config.get("head_dim") or architecture in ("qwen3", "gemma3"):
         writer.add_key_length(size)
         writer.add_value_length(size)
     if rope["rope_type"] == "linear":

@@ -9,7 +9,9 @@ test compares them with the engine's own library), so that equal weights give eq
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -26,7 +28,7 @@ QUANTISATIONS: tuple[Quantisation, ...] = get_args(Quantisation)
 MOSTLY = {"f16": "F16", "q8_0": "Q8_0", "q6_k": "Q6_K", "q5_k_m": "Q5_K", "q4_k_m": "Q4_K"}
 SECOND_CHOICE = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0", "Q8_0": "F16", "Q5_0": "F16", "Q5_1": "F16"}
 SEVENTY_BILLION_LAYERS = 80  # llama.cpp knows its 70B by them, where eight heads share a value projection
-ROWS = 4096
+ROWS = 256
 F16_MAX = 65504.0
 
 
@@ -103,11 +105,14 @@ def encode(tensor: Tensor, values: Any, kind: str, importance: NDArray[np.float3
     if len(tensor.shape) == 1:
         return _checked(_float32(values), tensor.source, math.inf) + np.float32(tensor.shift)
     order = rope_row_order(tensor.shape[0], tensor.heads) if tensor.heads else None
-    blocks = []
-    for start in range(0, tensor.shape[0], ROWS):
+
+    def block(start: int) -> NDArray[Any]:
         rows = values[start : start + ROWS] if order is None else values[order[start : start + ROWS]]
-        block = _checked(_float32(rows), tensor.source, F16_MAX)
-        blocks.append(_quantised(block, kind, importance))
+        return _quantised(_checked(_float32(rows), tensor.source, F16_MAX), kind, importance)
+
+    # rows are independent of each other, and the kernels let other threads run
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        blocks = list(pool.map(block, range(0, tensor.shape[0], ROWS)))
     return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
 
 

@@ -218,9 +218,65 @@ def test_the_stage_writes_verified_files_with_the_contract(setting: Setting, tmp
         assert facts["verification"][name]["rows"] == len(QUESTIONS)
         assert facts["verification"][name]["prompts_differing"] == 0
     assert facts["verification"]["gguf-f16"]["share"] >= 0.9
+    assert facts["verification"]["gguf-f16"]["divergence"] == {"reference": "gguf-f16"}
+    shown = json.loads((out / "verification.json").read_text())
+    for name in facts["formats"]:
+        assert shown[name]["speed"] == facts["verification"][name]["speed"]
+        assert facts["verification"][name]["speed"]["decode_tokens_per_s"] > 0
     base_file = read_gguf_metadata(Path(facts["base_gguf"]))
     assert base_file["tokenizer.chat_template"] == chat.load_tokenizer(setting.base.path).chat_template
     json.dumps(facts)
+
+
+def test_coarse_files_are_weighed_by_training_rows_and_measured_against_16_bits(
+    setting: Setting, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The tiny model's rows (64, 128) divide into no block of 256, so that every matrix has its second choice."""
+    write_examples(setting.folder / "dataset" / "train.parquet", setting.rows)
+    out = tmp_path / "artifact"
+    out.mkdir()
+    settings = run.Settings(formats=("gguf-q4_k_m", "gguf-q6_k"), max_mismatch_share=1.0, importance_rows=8)
+    facts = run.main(settings, setting.shared, setting.upstream, out)
+    assert sorted(each.name for each in out.glob("*")) == [
+        "contract.json", "model-q4_k_m.gguf", "model-q6_k.gguf", "verification.json",
+    ]  # fmt: skip
+    coarse, fine = facts["formats"]["gguf-q4_k_m"], facts["formats"]["gguf-q6_k"]
+    assert coarse["fallbacks"]["blk.1.attn_q.weight"] == {"wanted": "Q4_K", "written": "Q5_0", "row": 64}
+    assert (coarse["importance_rows"], fine["importance_rows"], fine["weighted"]) == (8, 0, 0)
+    assert coarse["weighted"] == coarse["tensors"]["Q5_0"] > 0
+    said = capsys.readouterr().err
+    assert "attn_q.weight (2) is Q5_0 instead of Q4_K: a row of 64 does not divide into its blocks" in said
+    answers = {name: facts["verification"][name]["divergence"]["answer"] for name in facts["formats"]}
+    assert answers["gguf-q4_k_m"]["kl_mean"] > answers["gguf-q6_k"]["kl_mean"] > 0
+    assert answers["gguf-q4_k_m"]["rows"] == len(QUESTIONS)
+    assert 0.0 <= answers["gguf-q4_k_m"]["same_top"] <= 1.0
+
+
+def test_importance_is_the_mean_square_of_what_each_matrix_is_given(setting: Setting) -> None:
+    """Seen on the merged weights by hand: the first layer's queries are given the normalised embeddings."""
+    from export.importance import column_importance, tokens_of
+    from export.write import source_of
+
+    write_examples(setting.folder / "dataset" / "train.parquet", setting.rows)
+    source = source_of(setting.base, setting.upstream, setting.contract, "tiny", importance_rows=3)
+    found = column_importance(source, 3)
+    weights = source.weights
+    assert set(found) <= set(weights) | {"lm_head.weight"}
+    tokens = [token for at in (0, 6, 13) for token in tokens_of(setting.tokenizer, setting.rows[at], 256)]
+    given = weights["model.embed_tokens.weight"][tokens].float()
+    scaled = given * torch.rsqrt(given.square().mean(-1, keepdim=True) + 1e-6)
+    wanted = (scaled * weights["model.layers.0.input_layernorm.weight"].float()).square().mean(0).numpy()
+    assert found["model.layers.0.self_attn.q_proj.weight"] == pytest.approx(wanted, rel=0.02)
+    assert (found["model.embed_tokens.weight"] == found["lm_head.weight"]).all()
+
+
+def test_every_format_has_an_entry() -> None:
+    from typing import get_args
+
+    from export.formats import FORMATS, FormatName
+
+    assert set(FORMATS) == set(get_args(FormatName))
+    assert len({spec.path for spec in FORMATS.values()}) == len(FORMATS)
 
 
 def test_a_file_that_answers_otherwise_is_refused_and_its_rows_are_kept(setting: Setting, tmp_path: Path) -> None:

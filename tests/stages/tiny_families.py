@@ -85,7 +85,7 @@ def save_gemma_tokenizer(folder: Path) -> None:
     vocabulary = {text: at for at, text in enumerate(dict.fromkeys(order))}
     merges = [
         (piece[:at], piece[at:])
-        for piece in pieces
+        for piece in (*spaces, *newlines, *pieces)
         for at in range(1, len(piece))
         if piece[:at] in vocabulary and piece[at:] in vocabulary
     ]
@@ -103,11 +103,12 @@ def save_gemma_tokenizer(folder: Path) -> None:
 def _learnt_pieces(most: int = 150) -> list[str]:
     """Pieces in the order in which byte-pair encoding finds them in the questions, words begun by SPACE."""
     from collections import Counter
+    from itertools import pairwise
 
     texts = [list(word) for question in QUESTIONS for word in (SPACE + question.replace(" ", f" {SPACE}")).split(" ")]
     pieces: list[str] = []
     while len(pieces) < most:
-        pairs = Counter(pair for text in texts for pair in zip(text, text[1:], strict=False))
+        pairs = Counter(pair for text in texts for pair in pairwise(text))
         (left, right), count = max(pairs.items(), key=lambda each: (each[1], each[0]))
         if count < 2:
             break
