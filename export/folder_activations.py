@@ -10,7 +10,7 @@ from potstill import chat, models
 from potstill.progress import track
 from potstill.trained import find_trained, load_trained
 
-from .importance import spread, tokens_of
+from .importance import MOST_TOKENS, spread, tokens_of, within_tokens
 
 if TYPE_CHECKING:
     import torch
@@ -36,7 +36,8 @@ def second_moments(source: Source, rows: int, most_bytes: int = MOST_BYTES) -> d
     model.eval()
     if sum(4 * each.in_features**2 for _, each in _linear(model)) > most_bytes:
         return {}
-    return _measured(model, [tokens_of(tokenizer, row, source.contract.window) for row in chosen])
+    texts = [tokens_of(tokenizer, row, source.contract.window) for row in chosen]
+    return _measured(model, within_tokens(texts, [len(each) for each in texts], MOST_TOKENS))
 
 
 def _measured(model: Any, sequences: Sequence[list[int]]) -> dict[str, torch.Tensor]:
