@@ -129,16 +129,29 @@ def _adapter(folder: Path, manifest: Manifest, shared: Shared) -> Candidate:
 
 
 def _artifact(name: str, folder: Path, manifest: Manifest, window: int, parallel: int) -> Candidate:
+    """The exported file through llama.cpp, or the exported folder through transformers, as its format says."""
     facts = manifest.facts["formats"][name.removeprefix(ARTIFACT)]
     file = str(facts["file"])
-    if file not in manifest.files:
+    parts = {part: each for part, each in manifest.files.items() if part == file or part.startswith(f"{file}/")}
+    if not parts:
         raise ManifestMismatch(f"{folder}: {name} names {file}, which the manifest does not list; export again")
-    digest = sha256_json([manifest.files[file]["sha256"], manifest.files["contract.json"]["sha256"]])
-    size = int(manifest.files[file]["size_bytes"])
+    hashes = [each["sha256"] for _, each in sorted(parts.items())]
+    digest = sha256_json([*hashes, manifest.files["contract.json"]["sha256"]])
+    size = sum(int(each["size_bytes"]) for each in parts.values())
+    if facts.get("engine", "llama_cpp") == "transformers":
+        return Candidate(
+            name, digest, "transformers, batched", "student", size, lambda: _transformers(name, folder / file)
+        )
     return Candidate(
         name, digest, _llama_words(parallel), "student", size,
         lambda: _llama_cpp(name, folder / file, parallel, window),
     )  # fmt: skip
+
+
+def _transformers(name: str, folder: Path) -> Completer:
+    from potstill.completers.transformers import TransformersCompleter
+
+    return TransformersCompleter(folder, None, folder, name=name)
 
 
 def _llama_words(parallel: int) -> str:

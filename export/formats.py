@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
     from potstill.gguf_file import Quantisation
 
-FormatName = Literal["gguf-f16", "gguf-q8_0", "gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m"]
+FormatName = Literal[
+    "gguf-f16", "gguf-q8_0", "gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m", "safetensors-bf16", "w4a16", "fp8"
+]  # fmt: skip
 ServedBy = Literal["llama_cpp", "transformers"]
 
 
@@ -79,6 +81,28 @@ def _write_gguf(quantisation: Quantisation, source: Source, out: Path) -> Json:
     return write_gguf_file(source, out, quantisation)
 
 
+def _folder(name: FormatName, path: str, write: Callable[[Source, Path], Json]) -> FormatSpec:
+    return FormatSpec(name, path, "transformers", write)
+
+
+def _write_bf16(source: Source, out: Path) -> Json:
+    from .folder import write_bf16
+
+    return write_bf16(source, out)
+
+
+def _write_w4a16(source: Source, out: Path) -> Json:
+    from .folder_quantise import write_w4a16
+
+    return write_w4a16(source, out)
+
+
+def _write_fp8(source: Source, out: Path) -> Json:
+    from .folder_quantise import write_fp8
+
+    return write_fp8(source, out)
+
+
 FORMATS: dict[str, FormatSpec] = {
     each.name: each
     for each in (
@@ -87,5 +111,8 @@ FORMATS: dict[str, FormatSpec] = {
         _gguf("gguf-q6_k", "q6_k"),
         _gguf("gguf-q5_k_m", "q5_k_m"),
         _gguf("gguf-q4_k_m", "q4_k_m"),
+        _folder("safetensors-bf16", "model-bf16", _write_bf16),
+        _folder("w4a16", "model-w4a16", _write_w4a16),
+        _folder("fp8", "model-fp8", _write_fp8),
     )
 }

@@ -24,7 +24,7 @@ from potstill.recipe import Section
 from potstill.records import Example, Json
 from potstill.stage import Noun, Shared, Upstream
 
-from .formats import FORMATS, FormatName
+from .formats import FormatName
 
 NOUN: Noun = "artifact"
 NEEDS: tuple[Noun, ...] = ("dataset", "adapter")
@@ -56,7 +56,8 @@ def inputs(settings: Settings, shared: Shared) -> list[Input]:
 
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
     """Merge, write each format, verify and measure it; returns sizes, types, agreement and where the base's GGUF is."""
-    from .measure import add_to_verification, measure_files
+    from .folder_verify import measure
+    from .measure import add_to_verification
     from .verify import verify_files
     from .write import base_gguf, source_of, write_formats
 
@@ -67,9 +68,9 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     contract.write(out)
     rows = verification_rows(upstream["dataset"], settings.verify_rows)
     limit = mismatch_limit(settings, shared)
-    files = {name: out / entry["file"] for name, entry in formats.items() if FORMATS[name].engine == "llama_cpp"}
+    files = {name: out / entry["file"] for name, entry in formats.items()}
     verification = verify_files(files, base.path, upstream["adapter"], contract, rows, limit, out)
-    verification = add_to_verification(verification, measure_files(files, source, rows, out), out)
+    verification = add_to_verification(verification, measure(files, source, rows, out), out)
     return {
         "base": {"spec": base.spec, "digest": base.digest},
         "formats": formats,

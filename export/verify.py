@@ -190,9 +190,14 @@ def verify_files(
     """
     from potstill.completers.transformers import TransformersCompleter
 
+    from .folder_verify import verify_folder
+
     task = contract.make_task()
     tokenizer = chat.load_tokenizer(adapter / "tokenizer")
-    checked = {name: verify_file(file, contract, tokenizer, rows, task) for name, file in files.items()}
+    checked = {
+        name: (verify_folder if file.is_dir() else verify_file)(file, contract, tokenizer, rows, task)
+        for name, file in files.items()
+    }
     completer = TransformersCompleter.student(adapter, base)
     try:
         wanted = answers(completer, requests_for(rows, contract, task), "adapter answers")

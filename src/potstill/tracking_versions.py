@@ -24,6 +24,7 @@ from potstill.manifest import MANIFEST, Manifest, code_state, read_manifest, sha
 from potstill.progress import say
 from potstill.records import Json
 from potstill.tracking import Point, Tracking, client, experiment_id, log_points, model_name
+from potstill.tracking_pyfunc import log_pyfunc
 from potstill.tracking_stages import candidate_metrics, datasets_read, gate_word, shipped_candidate
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
@@ -159,6 +160,7 @@ def _stored_model(
                 if (evidence.dataset / name).is_file():
                     shutil.copy2(evidence.dataset / name, scratch)
             api.log_model_artifacts(stored.model_id, scratch, "dataset")
+        log_pyfunc(tracking, str(stored.model_id), manifests["artifact"], tags["shipped"])
         _log_shipped_metrics(tracking, experiment, evidence, manifests["report"], str(stored.model_id), run_id)
     except BaseException:
         api.finalize_logged_model(stored.model_id, "FAILED")

@@ -9,7 +9,7 @@ import orjson
 
 from potstill.records import Json
 from potstill.serving.call import Call
-from potstill.serving.engine_step import as_chunks, ask_stream
+from potstill.serving.engine_step import as_chunks, ask, ask_stream
 from potstill.serving.errors import RequestRefused
 from potstill.serving.http import Http, while_there
 from potstill.serving.server import Server
@@ -64,9 +64,7 @@ def _held_back(call: Call) -> bool:
 async def _ask(server: Server, call: Call) -> None:
     """The engine's whole answer, or that of a step that helps where the engine fails."""
     try:
-        async with aclosing(ask_stream(call, call.model.engine, server.settings.request_timeout_s)) as chunks:
-            async for _ in chunks:
-                pass
+        await ask(call, call.model.engine, server.settings.request_timeout_s)
         call.answered_by = "engine"
     except RequestRefused as refused:
         await _rescue(call, refused)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing
 
 import orjson
 
@@ -18,6 +19,13 @@ from potstill.serving.errors import RequestRefused, engine_unavailable
 from potstill.serving.upstream import Reply, UpstreamFault
 
 _PATH = "/v1/chat/completions"
+
+
+async def ask(call: Call, engine: Backend, timeout_s: float) -> None:
+    """Fill `call.response` with the engine's whole answer; raises RequestRefused."""
+    async with aclosing(ask_stream(call, engine, timeout_s)) as chunks:
+        async for _ in chunks:
+            pass
 
 
 async def ask_stream(call: Call, engine: Backend, timeout_s: float) -> AsyncGenerator[Json, None]:

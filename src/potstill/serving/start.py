@@ -62,9 +62,16 @@ def load_artifact(folder: Path, format: str | None = None) -> Served:
 
 
 def _choose(folder: Path, manifest: Manifest, wanted: str | None) -> tuple[str, str]:
-    """The format asked for, else the one with the smallest file, with its file name."""
+    """The format asked for, else the one with the smallest file, with its file name; llama.cpp's formats alone."""
     formats: dict[str, Json] = manifest.facts.get("formats") or {}
-    files = {name: str(each["file"]) for name, each in formats.items() if each.get("file") in manifest.files}
+    for_others = {name: each for name, each in formats.items() if each.get("engine", "llama_cpp") != "llama_cpp"}
+    files = {
+        name: str(each["file"])
+        for name, each in formats.items()
+        if name not in for_others and each.get("file") in manifest.files
+    }
+    if wanted in for_others or (for_others and not files):
+        raise _for_vllm(folder, wanted or min(for_others), for_others, files)
     if not files:
         raise ManifestMismatch(f"{folder}: its manifest names no exported file; export the adapter again")
     if wanted is None:
@@ -72,6 +79,17 @@ def _choose(folder: Path, manifest: Manifest, wanted: str | None) -> tuple[str, 
     if wanted not in files:
         raise RecipeError([f"serve.format: found {wanted!r}, this artifact has {', '.join(sorted(files))}"])
     return wanted, files[wanted]
+
+
+def _for_vllm(folder: Path, wanted: str, formats: dict[str, Json], files: dict[str, str]) -> RecipeError:
+    """What to do with a folder that llama.cpp cannot load."""
+    choice = f"choose {', '.join(sorted(files))}" if files else "export a gguf format too"
+    return RecipeError(
+        [
+            f"serve.format: {wanted} is a folder for vLLM, and this server runs llama.cpp; start it with "
+            f"`vllm serve {folder / str(formats[wanted]['file'])}`, or {choice}"
+        ]
+    )
 
 
 def start_engine(served: Served, *, slots: int, threads: int | None) -> Engine:
