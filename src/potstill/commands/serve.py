@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from potstill.commands.recipes import read
 from potstill.errors import RecipeError
+from potstill.safe_names import safe_name
 from potstill.serving.settings import ServeSettings
 from potstill.yaml_positions import Positioned, apply_overrides
 
@@ -29,7 +30,7 @@ def serve_command(arguments: argparse.Namespace) -> int:
             settings = settings.model_copy(update={"format": shipped.removeprefix("artifact:")})
     from potstill.serving.run import serve
 
-    serve(artifact, settings, name, work / "captured" / (name.partition("@")[0] or "unnamed"))
+    serve(artifact, settings, name, work / "captured" / safe_name(name.partition("@")[0] or "unnamed", "model name"))
     return 0
 
 
