@@ -25,6 +25,7 @@ from potstill.manifest import Input, Manifest, read_manifest, sha256_file, sha25
 from potstill.progress import say
 from potstill.recipe import PathText, Section
 from potstill.records import Json
+from potstill.signing import refuse_untrusted
 from potstill.stage import Noun, Shared, Upstream
 from potstill.tasks import Task
 
@@ -138,6 +139,7 @@ def evaluate(
     refuse_broken_engine(rule.candidate, answers[rule.candidate])
     predictions = {name: predictions_of(name, found, rows, task) for name, found in answers.items()}
     report = assemble(settings, shared, rows, rule, candidates, answers, predictions, manifests)
+    report["signature"] = refuse_untrusted(upstream["artifact"], None)
     write_atomically(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
     write_predictions(out / "predictions.parquet", predictions, rows, task)
     write_html(out / "report.html", report, rows, predictions, task)

@@ -147,7 +147,7 @@ def experiment_id(tracking: Tracking, name: str) -> str:
     found = api.get_experiment_by_name(name)
     if found is None:
         root = tracking.artifact_root
-        where = None if root is None else (root / safe_name(quote(name, safe=""), "experiment")).as_uri()
+        where = None if root is None else experiment_folder(root, name).as_uri()
         try:
             tags = {"potstill.recipe": name, "mlflow.experimentKind": "custom_model_development"}
             return str(api.create_experiment(name, artifact_location=where, tags=tags))
@@ -158,6 +158,11 @@ def experiment_id(tracking: Tracking, name: str) -> str:
     if found.lifecycle_stage != "active":
         api.restore_experiment(found.experiment_id)
     return str(found.experiment_id)
+
+
+def experiment_folder(root: Path, name: str) -> Path:
+    """Where an experiment's artifacts stand beside the database."""
+    return root / safe_name(quote(name, safe=""), "experiment")
 
 
 def log_stage(

@@ -30,8 +30,13 @@ def serve_command(arguments: argparse.Namespace) -> int:
             settings = settings.model_copy(update={"format": shipped.removeprefix("artifact:")})
     from potstill.serving.run import serve
 
-    serve(artifact, settings, name, work / "captured" / safe_name(name.partition("@")[0] or "unnamed", "model name"))
+    serve(artifact, settings, name, capture_folder(work, name))
     return 0
+
+
+def capture_folder(work: Path, name: str) -> Path:
+    """Where a served model's exchanges go unless the settings say; `name` is a recipe's or MODEL@VERSION."""
+    return work / "captured" / safe_name(name.rpartition("@")[0] or name or "unnamed", "model name")
 
 
 def _settings(arguments: argparse.Namespace) -> tuple[ServeSettings, Path, str | None, str]:
