@@ -121,6 +121,7 @@ def _bill(
     """The bill as JSON: what the library can say by the library, the model card (which it cannot) put in after it."""
     from cyclonedx.model.bom import Bom, BomMetaData
     from cyclonedx.model.component import ComponentType
+    from cyclonedx.model.tool import ToolRepository
     from cyclonedx.output.json import JsonV1Dot6
 
     code = code_state()
@@ -145,8 +146,8 @@ def _bill(
     identity = sha256_json([facts, files, base.digest, {noun: each.digest for noun, each in manifests.items()}])
     bom = Bom(
         serial_number=uuid.uuid5(SPACE, identity), components=parts,
-        metadata=BomMetaData(component=main, tools=[_component("potstill", "potstill", ComponentType.APPLICATION,
-                                                               version=__version__)]),
+        metadata=BomMetaData(component=main, tools=ToolRepository(components=[
+            _component("potstill", "potstill", ComponentType.APPLICATION, version=__version__)])),
     )  # fmt: skip
     by_ref = {each.bom_ref.value: each for each in parts}
     bom.register_dependency(main, [base_part, by_ref["adapter"]])

@@ -168,6 +168,7 @@ def read_manifest(folder: Path, kind: str | None = None, *, verify: bool = True)
         )
     try:
         data = json.loads(path.read_text())
+        canonical_json(data).encode()  # half a character pair in an escape is no text
         data["inputs"] = tuple(Input(**each) for each in data["inputs"])
         manifest = Manifest(**data)
         if not all(isinstance(each, dict) for each in (manifest.facts, manifest.files, *manifest.files.values())):

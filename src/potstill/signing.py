@@ -6,15 +6,18 @@
 
 A manifest says that a folder is whole; who can write the folder can write the manifest as well. A signature says who
 made it. Keys are ECDSA P-256 in PEM; whoever has the community's own tool can verify too:
-`model_signing verify key FOLDER --signature FOLDER/model.sig --public-key potstill.pub --ignore-paths FOLDER/model.sig`.
+`model_signing verify key FOLDER --signature FOLDER/model.sig --public_key potstill.pub --ignore-paths FOLDER/model.sig`.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -91,8 +94,6 @@ def sign_folder(folder: Path, private_key: Path, passphrase: str | None = None) 
 
     Raises ManifestMismatch for a folder that disagrees with its manifest, RecipeError for a key that cannot be used.
     """
-    import model_signing
-
     read_manifest(folder)
     key = _private(private_key, passphrase)
     partial = folder / f"{SIGNATURE}.partial"
@@ -101,7 +102,7 @@ def sign_folder(folder: Path, private_key: Path, passphrase: str | None = None) 
             raise DamagedInput(f"{left}: left by a stopped write, and would be signed too; remove it")
     partial.unlink(missing_ok=True)
     secret: Any = passphrase.encode() if passphrase else None  # annotated as text, but handed to what wants bytes
-    signer = model_signing.signing.Config().use_elliptic_key_signer(private_key=private_key, password=secret)
+    signer = library().signing.Config().use_elliptic_key_signer(private_key=private_key, password=secret)
     signer.set_hashing_config(_hashing()).sign(folder, partial)
     os.replace(partial, folder / SIGNATURE)
     read_manifest(folder)
@@ -117,8 +118,6 @@ def check_signature(folder: Path, public_key: Path) -> str:
 
 
 def _check(folder: Path, trusted: str, public_key: Path) -> str:
-    import model_signing
-
     found = read_signature(folder)
     if found is None:
         raise Untrusted(
@@ -136,7 +135,7 @@ def _check(folder: Path, trusted: str, public_key: Path) -> str:
             f"{folder}: {', '.join(map(ascii, linked[:5]))}: has another name elsewhere (a hard link), by which it "
             "could be changed after this check; copy the folder"
         )
-    verifier = model_signing.verifying.Config().use_elliptic_key_verifier(public_key=public_key)
+    verifier = library().verifying.Config().use_elliptic_key_verifier(public_key=public_key)
     try:
         verifier.set_hashing_config(_hashing()).verify(folder, folder / SIGNATURE)
     except Exception as fault:  # ValueError, InvalidSignature, KeyError: whatever the bytes lead the library to
@@ -153,7 +152,9 @@ def refuse_untrusted(folder: Path, trust: TrustSettings | None) -> str:
     if trust is not None and (trust.require or is_signed(folder)):
         return f"signed by the trusted key {check_signature(folder, Path(trust.public_key))[:SHOWN_DIGITS]}"
     found = read_signature(folder)
-    return "not signed" if found is None else f"signed by key {found.key[:SHOWN_DIGITS]}, which nothing was held against"
+    return (
+        "not signed" if found is None else f"signed by key {found.key[:SHOWN_DIGITS]}, which nothing was held against"
+    )
 
 
 def signed_by(folder: Path) -> str | None:
@@ -212,10 +213,28 @@ def fingerprint_of(public_key: Path) -> str:
     return _fingerprint(_public(public_key))
 
 
-def _hashing() -> Any:
-    import model_signing
+def library() -> Any:
+    """The `model_signing` package. Its import costs half a second.
 
-    return model_signing.hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
+    Version 1.1.1 imports pyOpenSSL for signatures by certificate, without asking for it to be installed. None is made
+    or read here, so that where it is missing an empty module stands in for it during that import, and no longer.
+    """
+    if "model_signing" in sys.modules or importlib.util.find_spec("OpenSSL") is not None:
+        import model_signing
+
+        return model_signing
+    stand_in: Any = ModuleType("OpenSSL")
+    stand_in.crypto = ModuleType("OpenSSL.crypto")
+    sys.modules["OpenSSL"] = stand_in
+    try:
+        import model_signing
+    finally:
+        del sys.modules["OpenSSL"]
+    return model_signing
+
+
+def _hashing() -> Any:
+    return library().hashing.Config().set_ignored_paths(paths=[SIGNATURE], ignore_git_paths=False)
 
 
 def _private(path: Path, passphrase: str | None) -> Any:

@@ -162,7 +162,7 @@ def experiment_id(tracking: Tracking, name: str) -> str:
 
 def experiment_folder(root: Path, name: str) -> Path:
     """Where an experiment's artifacts stand beside the database."""
-    return root / safe_name(quote(name, safe=""), "experiment")
+    return root / safe_name(quote(name, safe="", errors="surrogateescape"), "experiment")
 
 
 def log_stage(

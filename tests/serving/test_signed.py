@@ -65,7 +65,8 @@ def other_contract(folder: Path) -> None:
 def remake(folder: Path) -> None:
     whole = json.loads((folder / MANIFEST).read_text())
     whole["files"] = {
-        name: {"sha256": sha256_file(folder / name), "size_bytes": (folder / name).stat().st_size} for name in whole["files"]
+        name: {"sha256": sha256_file(folder / name), "size_bytes": (folder / name).stat().st_size}
+        for name in whole["files"]
     }
     whole["digest"] = sha256_json({name: entry["sha256"] for name, entry in whole["files"].items()})
     (folder / MANIFEST).write_text(json.dumps(whole))
@@ -112,7 +113,7 @@ def test_no_id_tag_or_path_that_a_client_sends_touches_a_file(ours: Path, keys: 
     for folder in (outside, area):
         folder.mkdir()
     (outside / "sentinel.txt").write_text("as it was")
-    names = [each for each in hostile_names(2500, outside) if each.isprintable()]
+    names = [each for each in hostile_names(2500, outside) if "\udcff" not in each]
     assert len(names) > 2000
     before = standing(tmp_path, area)
     with (
@@ -120,7 +121,9 @@ def test_no_id_tag_or_path_that_a_client_sends_touches_a_file(ours: Path, keys: 
         httpx.Client(base_url=server.url, timeout=60) as http,
     ):
         for name in names:
-            found = http.post("/v1/feedback", json={"id": name, "kind": "thumbs", "value": True, "name": "x", "by": name[:200]})
+            found = http.post(
+                "/v1/feedback", json={"id": name, "kind": "thumbs", "value": True, "name": "x", "by": name[:200]}
+            )
             assert found.status_code in (404, 422), ascii(name)
             raw = "/v1/models/" + "".join(f"%{byte:02x}" for byte in name.encode())
             assert http.get(raw).status_code in (404, 405), ascii(name)

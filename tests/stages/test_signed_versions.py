@@ -36,7 +36,9 @@ class Registry:
         root = self.work / name / weights.decode()
         traffic = self.work / "traffic.jsonl"
         traffic.write_text("the traffic\n")
-        dataset = folder(root / "dataset", "dataset", [Input("traffic", str(traffic), sha256_file(traffic))], {"card.md": "#"})
+        dataset = folder(
+            root / "dataset", "dataset", [Input("traffic", str(traffic), sha256_file(traffic))], {"card.md": "#"}
+        )
         facts = {"base": {"spec": "base", "digest": "b" * 64}}
         adapter = folder(root / "adapter", "adapter", [standing(dataset)], {"contract.json": "{}"}, facts)
         artifact = write_artifact(root / "artifact", FILES | {"model-q8_0.gguf": b"GGUF" + weights})
@@ -137,7 +139,9 @@ def test_without_trust_unsigned_versions_are_promoted_as_before(registry: Regist
 
 
 @pytest.mark.parametrize("how", TAMPERINGS)
-def test_every_tampering_in_the_store_is_refused_by_promote_and_by_whoever_resolves(registry: Registry, how: str) -> None:
+def test_every_tampering_in_the_store_is_refused_by_promote_and_by_whoever_resolves(
+    registry: Registry, how: str
+) -> None:
     name = "stored-" + "".join(each if each.isalnum() else "-" for each in how)
     facts, _ = registry.version(name, key=registry.made.keys.private, **trusting(registry))
     stored = registry.stored(facts)

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from pydantic import ValidationError
+
+from potstill.errors import PotstillError
+
+COUNT = 2500
 
 CLIMBS = (
     "../", "..\\", "..//", "....//", "..././", ".../", "./../", "%2e%2e%2f", "..%2f", "%2e%2e/", "..%c0%af", "..%5c",
@@ -58,3 +64,40 @@ def standing(folder: Path, apart: Path) -> dict[str, str]:
         when = 0 if path.is_dir() and apart.is_relative_to(path) else state.st_mtime_ns
         found[str(path.relative_to(folder))] = f"{state.st_mode:o} {when} {content}"
     return found
+
+
+class Area:
+    """A working folder with a link that leads out, and beside it what must not change."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.work, self.outside = root, root / "area" / "work", root / "outside"
+        for folder in (self.work / "inner", self.outside):
+            folder.mkdir(parents=True)
+        (self.outside / "sentinel.txt").write_text("as it was")
+        (self.outside / ".ssh").mkdir()
+        (self.outside / ".ssh" / "id").write_text("secret")
+        (self.root / "area" / "sentinel.txt").write_text("as it was")
+        for link in (self.work / "link", self.work / "inner" / "link"):
+            link.symlink_to(self.outside)
+        self.names = hostile_names(COUNT, self.outside)
+        assert len(set(self.names)) >= 2000
+
+    def survey(self) -> dict[str, str]:
+        return standing(self.root, self.work)
+
+    def attack(self, entry: Callable[[str], Path | None]) -> tuple[int, int]:
+        """Every name through one entry point; what it gives back is written to. Returns refused and taken."""
+        before, refused = self.survey(), 0
+        for name in self.names:
+            try:
+                path = entry(name)
+            except (PotstillError, ValidationError):
+                refused += 1
+                continue
+            if path is not None:
+                assert path.resolve().is_relative_to(self.work.resolve()), ascii(name)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if not path.is_dir():
+                    path.write_bytes(b"written")
+        assert self.survey() == before
+        return refused, len(self.names) - refused

@@ -29,7 +29,10 @@ def base_with(folder: Path, licence: str | None, **files: str) -> Base:
 def made(root: Path, base: Base) -> tuple[Path, Json, Json]:
     """The artifact's folder, its bill, and what the manifest gets."""
     upstream: dict[Noun, Path] = {"dataset": root / "dataset", "adapter": root / "adapter"}
-    facts: dict[Noun, Json] = {"dataset": {"rows": {"train": 90, "validation": 10, "test": 20}}, "adapter": {"rows": {"train": 90}}}
+    facts: dict[Noun, Json] = {
+        "dataset": {"rows": {"train": 90, "validation": 10, "test": 20}},
+        "adapter": {"rows": {"train": 90}},
+    }
     for noun, folder in upstream.items():
         folder.mkdir(parents=True)
         (folder / "file").write_text(noun)
@@ -106,7 +109,11 @@ def test_apache_comes_with_its_text_and_a_licence_beside_the_base_goes_along(tmp
     ("licence", "title", "sentence"),
     [
         ("gemma", "Gemma Terms of Use", "Gemma is provided under and subject to the Gemma Terms of Use found at"),
-        ("llama3.2", "Llama 3.2 Community License Agreement", "Llama 3.2 is licensed under the Llama 3.2 Community License"),
+        (
+            "llama3.2",
+            "Llama 3.2 Community License Agreement",
+            "Llama 3.2 is licensed under the Llama 3.2 Community License",
+        ),
         ("llama3", "Meta Llama 3 Community License Agreement", "Built with Meta Llama 3"),
         ("llama3.1", "Llama 3.1 Community License Agreement", "`Llama` at the beginning of its name"),
     ],
@@ -129,7 +136,9 @@ def test_an_unknown_licence_is_said_on_the_screen_and_in_the_notice(
     assert not (out / LICENCE).exists()
 
 
-@pytest.mark.parametrize(("name", "title"), [("apache-2.0", "Apache-2.0"), ("MIT", "MIT"), ("bsd-3-clause", "BSD-3-Clause")])
+@pytest.mark.parametrize(
+    ("name", "title"), [("apache-2.0", "Apache-2.0"), ("MIT", "MIT"), ("bsd-3-clause", "BSD-3-Clause")]
+)
 def test_licences_of_the_spdx_list_go_by_their_id(name: str, title: str) -> None:
     found = terms_of(name)
     assert found is not None

@@ -98,7 +98,7 @@ def test_keys_that_are_none_are_refused_with_what_was_found(tmp_path: Path, made
     (tmp_path / "text").write_text("no key")
     for path in (tmp_path / "text", tmp_path / "missing", made.keys.public):
         with pytest.raises(RecipeError, match="cannot sign with it"):
-            sign_folder(made.copy(tmp_path / path.name / "copy"), path)
+            sign_folder(made.copy(tmp_path / f"copy-{path.name}"), path)
     for path in (tmp_path / "text", tmp_path / "missing", made.keys.private):
         with pytest.raises(RecipeError, match="cannot verify with it"):
             check_signature(made.artifact, path)
@@ -151,10 +151,9 @@ def test_signing_and_verifying_ask_no_network(tmp_path: Path) -> None:
 
 def test_the_communitys_own_tool_accepts_our_signature(made: Signed) -> None:
     words = ["verify", "key", str(made.artifact), "--signature", str(made.artifact / SIGNATURE)]
-    words += ["--public-key", str(made.keys.public), "--ignore-paths", str(made.artifact / SIGNATURE)]
-    done = subprocess.run(
-        [sys.executable, "-m", "model_signing", *words], capture_output=True, text=True, check=False
-    )
+    words += ["--public_key", str(made.keys.public), "--ignore-paths", str(made.artifact / SIGNATURE)]
+    code = "import sys; from potstill.signing import library; library(); from model_signing._cli import main; main(sys.argv[1:])"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -317,7 +316,9 @@ def stages(calls: list[str]) -> dict[str, Any]:
 
     return {
         "export": SimpleNamespace(NOUN="artifact", NEEDS=(), Settings=Export, inputs=nothing, main=export),
-        "evaluate": SimpleNamespace(NOUN="report", NEEDS=("artifact",), Settings=Evaluate, inputs=nothing, main=evaluate),
+        "evaluate": SimpleNamespace(
+            NOUN="report", NEEDS=("artifact",), Settings=Evaluate, inputs=nothing, main=evaluate
+        ),
     }
 
 
