@@ -161,7 +161,8 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
 
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return {name: folder / safe_relative(file, index.name) for name, file in json.loads(index.read_text())["weight_map"].items()}
+        files: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        return {name: folder / safe_relative(file, index.name) for name, file in files.items()}
     file = folder / "model.safetensors"
     if not file.is_file():
         raise DamagedInput(f"{folder}: no model.safetensors; expected a transformers folder of float weights")

@@ -11,6 +11,7 @@ import json
 import re
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -261,10 +262,8 @@ def _licence_text(folder: Path, known: Terms | None) -> bytes | None:
     if known is None or known.title != "Apache-2.0":
         return None
     ours = [Path(__file__).resolve().parents[2] / "LICENSE"]
-    try:
+    with suppress(metadata.PackageNotFoundError):
         ours += [Path(str(each.locate())) for each in metadata.files("potstill") or () if each.name == "LICENSE"]
-    except metadata.PackageNotFoundError:
-        pass
     texts = [each.read_bytes() for each in ours if each.is_file()]
     return next((each for each in texts if b"Apache License" in each[:400]), None)
 

@@ -6,7 +6,7 @@
 
 A manifest says that a folder is whole; who can write the folder can write the manifest as well. A signature says who
 made it. Keys are ECDSA P-256 in PEM; whoever has the community's own tool can verify too:
-`model_signing verify key FOLDER --signature FOLDER/model.sig --public_key potstill.pub --ignore-paths FOLDER/model.sig`.
+`model_signing verify key FOLDER --signature FOLDER/model.sig --public_key potstill.pub --ignore-paths FOLDER/model.sig`
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from potstill.progress import say
 from potstill.records import Json
 from potstill.safe_names import safe_name
 from potstill.tracking import Point, Tracking, client, experiment_id, log_points, model_name
-from potstill.tracking_trust import check_trust, distrust
 from potstill.tracking_stages import candidate_metrics, datasets_read, gate_word, shipped_candidate
+from potstill.tracking_trust import check_trust, distrust
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 CARRIED = ("adapter", "artifact", "report")
@@ -230,7 +230,7 @@ def version_folder(tracking: Tracking, version: Version, cache: Path | None = No
     if where.startswith(("file:", "/")):
         return Path(download_artifacts(artifact_uri=where, tracking_uri=tracking.uri))
     root = cache or _default_cache()
-    kept = root / safe_name(f"{version.model}-{version.version}-{sha256_json([tracking.uri, where])[:12]}", "model name")
+    kept = root / safe_name(f"{version.model}-{version.version}-{sha256_json([tracking.uri, where])[:12]}", "model")
     if not kept.is_dir():
         root.mkdir(parents=True, exist_ok=True)
         say(f"MLflow: downloading {version.uri}")

@@ -1,4 +1,4 @@
-"""Promises of the registry about signatures: register, promote, roll back, resolve, serve and verify ask for the key."""
+"""Promises of the registry about signatures: whoever registers, promotes, resolves or serves asks for the key."""
 
 from __future__ import annotations
 

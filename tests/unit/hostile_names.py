@@ -14,18 +14,21 @@ from potstill.errors import PotstillError
 COUNT = 2500
 
 CLIMBS = (
-    "../", "..\\", "..//", "....//", "..././", ".../", "./../", "%2e%2e%2f", "..%2f", "%2e%2e/", "..%c0%af", "..%5c",
-    "．．／", "‥/", "‥∕", "..∕", "..⁄", "..／", "..＼", "․․/", "../\u200b", ".\u200b./", "..\u202e/", "..\u0000/", ". ./", ".. /",
+    "../", "..\\", "..//", "....//", "..././", ".../", "./../", "%2e%2e%2f", "..%2f", "%2e%2e/",
+    "..%c0%af", "..%5c", "．．／", "‥/", "‥∕", "..∕", "..⁄", "..／", "..＼", "․․/", "../\u200b",
+    ".\u200b./", "..\u202e/", "..\u0000/", ". ./", ".. /",
 )  # fmt: skip
 ROOTS = (
-    "/", "//", "\\", "\\\\", "C:", "C:\\", "c:/", "\\\\?\\C:\\", "\\\\host\\share\\", "file:///", "~/", "~root/", "$HOME/",
-    "link/", "link/../", "inner/../../", "inner/link/",
+    "/", "//", "\\", "\\\\", "C:", "C:\\", "c:/", "\\\\?\\C:\\", "\\\\host\\share\\", "file:///",
+    "~/", "~root/", "$HOME/", "link/", "link/../", "inner/../../", "inner/link/",
 )  # fmt: skip
 ENDS = (
-    "sentinel.txt", "outside/sentinel.txt", "outside", "con", "NUL.txt", "com1.json", "LPT9", "aux.tar.gz", "COM¹", "a:b",
-    "name.", "name ", " name", "-rf", "~", ".", "..", "...", "", "\x00", "a\x00.gguf", "a\nb", "a\rb", "\x1b[2Jx", "\x7f",
-    "\u202etxt.exe", "\ufeffx", "a\u200bb", "e\u0301", "ﬁle", "Ⅳ", "\udcff", "x" * 300, "長" * 100, "a/b/" * 300, "*", "?",
-    "|cat", '"x"', "<x>", "`id`", "$(id)", "a;b", "manifest.json", "model.sig", ".git/config", ".ssh/id",
+    "sentinel.txt", "outside/sentinel.txt", "outside", "con", "NUL.txt", "com1.json", "LPT9",
+    "aux.tar.gz", "COM¹", "a:b", "name.", "name ", " name", "-rf", "~", ".", "..", "...", "",
+    "\x00", "a\x00.gguf", "a\nb", "a\rb", "\x1b[2Jx", "\x7f", "\u202etxt.exe", "\ufeffx",
+    "a\u200bb", "e\u0301", "ﬁle", "Ⅳ", "\udcff", "x" * 300, "長" * 100, "a/b/" * 300, "*", "?",
+    "|cat", '"x"', "<x>", "`id`", "$(id)", "a;b", "manifest.json", "model.sig", ".git/config",
+    ".ssh/id",
 )  # fmt: skip
 
 
@@ -40,7 +43,7 @@ def hostile_names(count: int, outside: Path, seed: int = 0) -> list[str]:
     while len(made) < count:
         parts = [chance.choice(ROOTS)] if chance.random() < 0.4 else []
         parts += chance.choices(CLIMBS, k=chance.randint(0, 5))
-        parts += [chance.choice(["", "a/", "models/", "."])] + [chance.choice([*ENDS, str(outside)])]
+        parts += [chance.choice(["", "a/", "models/", "."]), chance.choice([*ENDS, str(outside)])]
         if chance.random() < 0.2:
             chance.shuffle(parts)
         made["".join(parts)] = None

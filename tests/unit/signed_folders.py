@@ -146,6 +146,13 @@ def _nothing(folder: Path, made: Signed) -> None:
     pass
 
 
+def _written(name: str, data: bytes) -> Callable[[Path, Signed], None]:
+    def tamper(folder: Path, made: Signed) -> None:
+        (folder / name).write_bytes(data)
+
+    return tamper
+
+
 def _pipe(folder: Path, made: Signed) -> None:
     (folder / "contract.json").unlink()
     os.mkfifo(folder / "contract.json")
@@ -155,8 +162,8 @@ TAMPERINGS: dict[str, Callable[[Path, Signed], None]] = {
     "unsigned": _unsign,
     "signed by another key": _sign_otherwise,
     "signature of another artifact": _other_signature,
-    "signature that is no signature": lambda folder, made: None if (folder / SIGNATURE).write_text("{}") else None,
-    "signature emptied": lambda folder, made: None if (folder / SIGNATURE).write_bytes(b"") else None,
+    "signature that is no signature": _written(SIGNATURE, b"{}"),
+    "signature emptied": _written(SIGNATURE, b""),
     "manifest of another artifact": _other_manifest,
     "manifest says other facts": _facts,
     "manifest gone": lambda folder, made: (folder / MANIFEST).unlink(),
@@ -171,9 +178,9 @@ TAMPERINGS: dict[str, Callable[[Path, Signed], None]] = {
     "file renamed": _renamed,
     "file renamed, manifest remade": _renamed_well,
     "file missing": lambda folder, made: (folder / "verification.json").unlink(),
-    "extra file": lambda folder, made: None if (folder / "extra.bin").write_bytes(b"x") else None,
-    "extra hidden file": lambda folder, made: None if (folder / ".gitattributes").write_bytes(b"x") else None,
-    "extra partial file": lambda folder, made: None if (folder / "x.partial").write_bytes(b"x") else None,
+    "extra file": _written("extra.bin", b"x"),
+    "extra hidden file": _written(".gitattributes", b"x"),
+    "extra partial file": _written("x.partial", b"x"),
     "file is a symbolic link out": _moved_out(_soft, "model-q8_0.gguf"),
     "file is a hard link out": _moved_out(os.link, "model-q8_0.gguf"),
     "manifest is a symbolic link out": _moved_out(_soft, MANIFEST),

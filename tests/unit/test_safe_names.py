@@ -16,7 +16,8 @@ from .hostile_names import Area
 
 GOOD = (
     "banking-intents", "model-q8_0.gguf", "sealed/test.parquet", "model-00001-of-00003.safetensors", "tokenizer.json",
-    "Ärger 2.json", "模型.gguf", "a+b=c, (d) [e].txt", "report@3", ".gitattributes", "checkpoint-1/state.json", "console.log",
+    "Ärger 2.json", "模型.gguf", "a+b=c, (d) [e].txt", "report@3", ".gitattributes", "checkpoint-1/state.json",
+    "console.log",
 )  # fmt: skip
 
 

@@ -152,7 +152,8 @@ def test_signing_and_verifying_ask_no_network(tmp_path: Path) -> None:
 def test_the_communitys_own_tool_accepts_our_signature(made: Signed) -> None:
     words = ["verify", "key", str(made.artifact), "--signature", str(made.artifact / SIGNATURE)]
     words += ["--public_key", str(made.keys.public), "--ignore-paths", str(made.artifact / SIGNATURE)]
-    code = "import sys; from potstill.signing import library; library(); from model_signing._cli import main; main(sys.argv[1:])"
+    code = "import sys; from potstill.signing import library; library()\n"
+    code += "from model_signing._cli import main; main(sys.argv[1:])"
     done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 

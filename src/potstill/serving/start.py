@@ -62,9 +62,8 @@ def load_artifact(folder: Path, format: str | None = None, trust: TrustSettings 
     manifest = read_manifest(folder, "artifact", verify=True)
     chosen, file = _choose(folder, manifest, format)
     contract = Contract.read(folder)
-    return Served(
-        folder, manifest.digest, chosen, inside(folder, file), contract, contract.make_task(), contract.make_prompt_rule()
-    )
+    task, rule = contract.make_task(), contract.make_prompt_rule()
+    return Served(folder, manifest.digest, chosen, inside(folder, file), contract, task, rule)
 
 
 def _choose(folder: Path, manifest: Manifest, wanted: str | None) -> tuple[str, str]:
