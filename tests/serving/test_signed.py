@@ -19,9 +19,11 @@ from potstill.serving.settings import ServeSettings
 from potstill.serving.start import load_artifact, start_engine
 from potstill.signature import SIGNATURE
 from potstill.signing import Keys, make_keys, sign_folder
+from tests.serving.conftest import INSTRUCTIONS
 from tests.unit.hostile_names import hostile_names, standing
 
 MODEL = "model-q4_1.gguf"
+QUESTION = [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": "I love it"}]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def refused(folder: Path, settings: ServeSettings) -> str:
 
 
 def test_a_signed_artifact_answers(ours: Path, keys: Keys, tmp_path: Path) -> None:
-    body = {"messages": [{"role": "user", "content": "I love it"}]}
+    body = {"model": "ours", "messages": QUESTION}
     with running_server(ours, trusting(keys), "", tmp_path / "captured") as server:
         assert httpx.post(f"{server.base_url}/chat/completions", json=body, timeout=60).status_code == 200
 
@@ -126,11 +128,15 @@ def test_no_id_tag_or_path_that_a_client_sends_touches_a_file(ours: Path, keys: 
             )
             assert found.status_code in (404, 422), ascii(name)
             raw = "/v1/models/" + "".join(f"%{byte:02x}" for byte in name.encode())
-            assert http.get(raw).status_code in (404, 405), ascii(name)
+            assert http.get(raw).status_code in (307, 404, 405), ascii(name)
+        answered = 0
         for name in names[:60]:
-            body = {"messages": [{"role": "user", "content": "I love it"}], "max_tokens": 1, "user": name[:60],
-                    "metadata": {"conversation": name[:500], name[:60] or "k": name[:500]}}  # fmt: skip
-            assert http.post("/v1/chat/completions", json=body).status_code in (200, 400, 422)
+            tags = {"conversation": name[:500], name[:60] or "k": name[:500]}
+            body = {"model": name[:90], "messages": QUESTION, "max_tokens": 1, "user": name[:60], "metadata": tags}
+            code = http.post("/v1/chat/completions", json=body).status_code
+            assert code in (200, 400, 422)
+            answered += code == 200
+    assert answered > 40
     assert standing(tmp_path, area) == before
-    assert {each.name.partition("-")[0] for each in (area / "captured").iterdir()} <= {"exchanges", "feedback"}
+    assert {each.name.partition("-")[0] for each in (area / "captured").iterdir()} == {"exchanges"}
     assert os.listdir(outside) == ["sentinel.txt"]

@@ -41,7 +41,7 @@ class Registry:
         )
         facts = {"base": {"spec": "base", "digest": "b" * 64}}
         adapter = folder(root / "adapter", "adapter", [standing(dataset)], {"contract.json": "{}"}, facts)
-        artifact = write_artifact(root / "artifact", FILES | {"model-q8_0.gguf": b"GGUF" + weights})
+        artifact = write_artifact(root / "artifact", FILES | {"model-q8_0.gguf": FILES["model-q8_0.gguf"] + weights})
         if key is not None:
             sign_folder(artifact, key)
         inputs = [standing(dataset), standing(adapter), standing(artifact)]
