@@ -29,6 +29,8 @@ from potstill.manifest import (
 from potstill.progress import say
 from potstill.recipe import Section
 from potstill.records import Json
+from potstill.safe_names import safe_name
+from potstill.signing import TrustSettings, refuse_untrusted
 from potstill.stage import Noun, Shared, Upstream
 
 if TYPE_CHECKING:
@@ -48,6 +50,12 @@ class Settings(Section):
     )
     alias: str = Field(default="candidate", pattern=r"^[A-Za-z][\w-]*$", description="alias that the new version gets")
     require_gate: bool = Field(default=False, description="refuse to register a version whose gate failed")
+    trust: TrustSettings | None = Field(default=None, description="key that has to have signed the artifact")
+
+    @field_validator("model")
+    @classmethod
+    def _also_a_folder(cls, model: str | None) -> str | None:
+        return model and safe_name(model, "register.model")  # captured traffic goes to a folder of this name
 
     @field_validator("alias")
     @classmethod
@@ -69,19 +77,22 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     """Log the runs, the candidates and the version; write version.json. Raises GateRefused under `require_gate`."""
     from potstill.tracking import link_models, open_tracking, without_password
     from potstill.tracking_stages import record_candidates, record_folder
+    from potstill.tracking_trust import remember_trust
 
     manifests = {noun: read_manifest(upstream[noun], noun, verify=False) for noun in NEEDS}
+    said = refuse_untrusted(upstream["artifact"], settings.trust)
     gate = _gate(upstream["report"])
     if settings.require_gate and gate.get("passed") is not True:
         raise GateRefused(f"{upstream['report'].name} was not registered", gate.get("reasons") or ["its gate failed"])
     tracking = open_tracking(shared.tracking_uri)
-    say(f"MLflow: {without_password(shared.tracking_uri)}, experiment {shared.name}")
+    say(f"MLflow: {without_password(shared.tracking_uri)}, experiment {shared.name}; artifact {said}")
     runs: dict[str, str] = {noun: record_folder(tracking, shared.name, upstream[noun]) for noun in NEEDS}
     digests = {noun: manifest.digest for noun, manifest in manifests.items()} | _base_digest(manifests["adapter"])
     models = record_candidates(tracking, shared.name, upstream["report"], runs, digests)
     runs["version"] = _register_run(tracking, settings, shared, manifests, out)
     link_models(tracking, runs["version"], read=list(models.values()))
     version = _register(tracking, settings, shared, upstream, runs["version"])
+    remember_trust(tracking, version, settings.trust)
     facts: Json = {
         "model": version.model,
         "version": version.version,
@@ -91,6 +102,7 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
         "run_ids": runs,
         "logged_models": models,
         "tracking_uri": without_password(shared.tracking_uri),
+        "signature": said,
         "lineage": dict(version.tags),
     }
     write_atomically(out / VERSION, json.dumps(facts, indent=1, ensure_ascii=False).encode())

@@ -26,6 +26,7 @@ from potstill.power import PowerRule
 from potstill.progress import say
 from potstill.recipe import PathText, Section
 from potstill.records import Json
+from potstill.signing import refuse_untrusted
 from potstill.stage import Noun, Shared, Upstream
 from potstill.tasks import Task
 
@@ -226,6 +227,7 @@ def evaluate(
         shared=shared, out=out, how=rules_of(settings, rows).how,
     )  # fmt: skip
     report = assemble(settings, shared, rows, rule, candidates, answers, predictions, manifests, plan, outcome)
+    report["signature"] = refuse_untrusted(upstream["artifact"], None)
     write_atomically(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
     write_predictions(out / "predictions.parquet", predictions, rows, task)
     write_html(out / "report.html", report, rows, predictions, task)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from potstill.errors import DamagedInput, PotstillError
 from potstill.records import Json
+from potstill.safe_names import safe_relative
 from potstill.trained import find_trained
 
 if TYPE_CHECKING:
@@ -160,7 +161,8 @@ def _tensor_files(folder: Path) -> dict[str, Path]:
 
     index = folder / "model.safetensors.index.json"
     if index.is_file():
-        return {name: folder / file for name, file in json.loads(index.read_text())["weight_map"].items()}
+        files: dict[str, str] = json.loads(index.read_text())["weight_map"]
+        return {name: folder / safe_relative(file, index.name) for name, file in files.items()}
     file = folder / "model.safetensors"
     if not file.is_file():
         raise DamagedInput(f"{folder}: no model.safetensors; expected a transformers folder of float weights")

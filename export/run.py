@@ -16,12 +16,14 @@ from typing import Annotated
 from pydantic import Field
 
 from potstill import models
+from potstill.bill_of_materials import write_bill
 from potstill.contract import Contract
 from potstill.dataset import read_examples
 from potstill.errors import ManifestMismatch
 from potstill.manifest import Input, read_manifest
 from potstill.recipe import Section
 from potstill.records import Example, Json
+from potstill.signing import SignSettings
 from potstill.stage import Noun, Shared, Upstream
 
 from .formats import FormatName
@@ -47,6 +49,8 @@ class Settings(Section):
     verify_rows: Annotated[int, Field(ge=1)] = 64
     max_mismatch_share: Annotated[float | None, Field(ge=0, le=1)] = None
     importance_rows: Annotated[int, Field(ge=0)] = 128
+    # signing changes nothing in the folder, so that the key is no reason to export again
+    sign: Annotated[SignSettings | None, Field(exclude=True, description="sign the artifact with this key")] = None
 
 
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
@@ -71,10 +75,13 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     files = {name: out / entry["file"] for name, entry in formats.items()}
     verification = verify_files(files, base.path, upstream["adapter"], contract, rows, limit, out)
     verification = add_to_verification(verification, measure(files, source, rows, out), out)
+    used = settings.model_dump(mode="json")
+    bill = write_bill(out, base, upstream, shared.name, shared.task_definition, used, formats)
     return {
         "base": {"spec": base.spec, "digest": base.digest},
         "formats": formats,
         "verification": verification,
+        "bill": bill,
         "base_gguf": str(base_gguf(base, shared.cache_dir)),
     }
 

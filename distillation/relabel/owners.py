@@ -11,6 +11,8 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
+from potstill.safe_names import safe_name
+
 
 class Owner:
     """This process's (or rather this object's) name, alive until `close` or the end of the process."""
@@ -24,6 +26,7 @@ class Owner:
 
     def alive(self, name: str) -> bool:
         """Whether the owner called `name` still runs; the file of a dead one is removed."""
+        safe_name(name, "owner in the ledger")
         try:
             file = os.open(self._folder / name, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:

@@ -89,10 +89,26 @@ def parser() -> argparse.ArgumentParser:
     seeds = _command(commands, "seeds", "reports of several training seeds, combined", "seeds:seeds")
     seeds.add_argument("reports", nargs="+", metavar="REPORT", help="report folders, one a seed, of the same rows")
 
+    _signing_commands(commands)
     _command(commands, "doctor", "what this machine has, and what that allows", "look:doctor")
     schema = _command(commands, "schema", "JSON Schema of a recipe, for editors", "look:schema")
     schema.add_argument("--out", help="write it to this file instead")
     return root
+
+
+def _signing_commands(commands: Any) -> None:
+    keygen = _command(commands, "keygen", "a key to sign artifacts with", "sign:keygen")
+    keygen.add_argument("--out", required=True, metavar="DIR", help="folder for NAME.key and NAME.pub")
+    keygen.add_argument("--name", default="potstill", help="of the two files (default: potstill)")
+    sign = _command(commands, "sign", "sign a finished folder with a key", "sign:sign")
+    sign.add_argument("folder", help="artifact (or other finished) folder; an older signature is replaced")
+    sign.add_argument("--key", required=True, metavar="FILE", help="private key, as `keygen` makes it")
+    for command in (keygen, sign):
+        command.add_argument("--passphrase-env", metavar="NAME", help="environment variable with the key's passphrase")
+    verify = _command(commands, "verify", "whether a folder or version is intact, and who signed it", "sign:verify")
+    verify.add_argument("thing", help="finished folder, or models:/NAME@ALIAS")
+    verify.add_argument("--key", metavar="FILE", help="public key that has to have signed it")
+    verify.add_argument("--tracking-uri", help="MLflow address for models:/ (default: ./work/mlflow.db)")
 
 
 def _command(commands: Any, name: str, what: str, where: str) -> argparse.ArgumentParser:

@@ -7,6 +7,8 @@
         ├── DamagedLine (one line of a log; collected, not fatal by itself)
         ├── ManifestMismatch (a folder's files disagree with its manifest)
         ├── ParityMismatch (template, tokens, labels or prompt rule differ between training and serving)
+        ├── Untrusted (a folder is not signed, or not by the key that is trusted, or not as it stands)
+        ├── UnsafeName (a name from outside would lead out of the folder that it belongs to)
         └── SealedSplit (a stage asked for rows that it may not see)
     NothingLearned (PotstillError): no supervised token, a flat loss, or a non-finite one
     EngineFailure (PotstillError): the inference engine did not start, crashed, or answered nonsense
@@ -62,6 +64,14 @@ class ManifestMismatch(DamagedInput):
 
 class ParityMismatch(DamagedInput):
     """Template, tokens, labels or prompt rule differ between what was trained and what would be served."""
+
+
+class Untrusted(DamagedInput):
+    """A signature is missing where one is asked for, is another key's, or is not of this folder's files."""
+
+
+class UnsafeName(DamagedInput, ValueError):
+    """A name from outside that may not become a path. A ValueError too, so that a recipe's fault has its place."""
 
 
 class SealedSplit(DamagedInput):

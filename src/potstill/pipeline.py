@@ -22,6 +22,8 @@ from potstill.manifest import MANIFEST, Input, Manifest, read_manifest, stage_ke
 from potstill.progress import say
 from potstill.recipe import Recipe
 from potstill.records import Json
+from potstill.safe_names import safe_name
+from potstill.signing import check_seal, lacks_signature, seal
 from potstill.stage import Noun
 from potstill.tracking import without_password
 
@@ -59,7 +61,10 @@ def plan_stage(recipe: Recipe, section: str, module: Any, upstream: Mapping[Noun
     key = stage_key(section, _keyed(recipe, section), inputs)
     folder = _folder(recipe, module.NOUN, key)
     if (folder / MANIFEST).is_file():
-        return Plan(section, module.NOUN, folder, key, True, "unchanged", tuple(inputs))
+        if not lacks_signature(recipe.sections[section], folder):
+            return Plan(section, module.NOUN, folder, key, True, "unchanged", tuple(inputs))
+        why = f"not signed, which {section}.sign asks for"
+        return Plan(section, module.NOUN, folder, key, False, why, tuple(inputs))
     why = (
         "unfinished, going on"
         if folder.is_dir() and module.NOUN in RESUMABLE
@@ -69,7 +74,7 @@ def plan_stage(recipe: Recipe, section: str, module: Any, upstream: Mapping[Noun
 
 
 def _folder(recipe: Recipe, noun: Noun, key: str) -> Path:
-    return recipe.shared.work_dir / f"{noun}-{key}"
+    return recipe.shared.work_dir / safe_name(f"{noun}-{key}", f"key in the {noun}'s manifest")
 
 
 def _keyed(recipe: Recipe, section: str) -> Json:
@@ -130,6 +135,8 @@ def run_pipeline(recipe: Recipe, modules: Mapping[str, Any], upto: str, *, track
             plan = plan_stage(recipe, section, module, made)
             say(f"{section}: skipped, {plan.why} ({plan.folder.name})" if plan.done else f"{section}: {plan.why}")
             done = read_manifest(plan.folder, plan.noun) if plan.done else None
+            if done is not None:
+                check_seal(recipe.sections[section], plan.folder)
             manifest = done or run_stage(recipe, plan, module, made, track)
             made[plan.noun] = manifest
             if not plan.done:
@@ -163,7 +170,7 @@ def run_stage(
     upstream = {need: _folder(recipe, need, _of(made, need).key) for need in module.NEEDS}
     start = time.monotonic()
     facts = module.main(recipe.sections[plan.section], replace(recipe.shared, tracked=track), upstream, plan.folder)
-    return write_manifest(
+    manifest = write_manifest(
         plan.folder,
         plan.noun,
         settings_passed=recipe.passed[plan.section] | {"overrides": list(recipe.overrides)},
@@ -173,6 +180,8 @@ def run_stage(
         key=plan.key,
         command=" ".join(["potstill", *sys.argv[1:]]),
     )
+    seal(recipe.sections[plan.section], plan.folder)
+    return manifest
 
 
 def _of(made: Mapping[Noun, Manifest | None], noun: Noun) -> Manifest:

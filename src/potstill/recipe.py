@@ -17,10 +17,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from potstill.errors import RecipeError
 from potstill.records import Json
+from potstill.safe_names import safe_name
 from potstill.stage import Shared
 from potstill.tasks import task_from
 from potstill.yaml_positions import (
@@ -116,7 +117,7 @@ def _text_of(key: str, path: str) -> str:
 class SharedSettings(Section):
     """The keys that every stage sees. `work_dir` is relative to where the command stands unless written here."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")]
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$"), AfterValidator(safe_name)]
     task: TaskSettings
     base_model: str
     work_dir: PathText = "work"

@@ -6,7 +6,8 @@ folders that it reads), and two functions:
     inputs(settings, shared) -> list[Input]                    outside files it reads, with digests (traffic, gold)
     main(settings, shared, upstream, out) -> facts             does the work, writes files into `out`
 
-The pipeline names the folder, skips what is unchanged, and writes the manifest (with `facts`) last.
+The pipeline names the folder, skips what is unchanged, and writes the manifest (with `facts`) last. Where the settings
+hold `sign` (a `potstill.signing.SignSettings`), it signs the folder after that.
 """
 
 from __future__ import annotations

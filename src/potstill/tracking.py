@@ -26,6 +26,7 @@ from potstill.errors import PotstillError
 from potstill.manifest import Manifest
 from potstill.progress import say
 from potstill.records import Json
+from potstill.safe_names import safe_name
 
 DIGEST_DIGITS = 32  # MLflow keeps at most 36 characters of a dataset's digest
 LIVE = "potstill.live"  # the tag of a run that grows while its stage works (see tracking_live)
@@ -146,7 +147,7 @@ def experiment_id(tracking: Tracking, name: str) -> str:
     found = api.get_experiment_by_name(name)
     if found is None:
         root = tracking.artifact_root
-        where = None if root is None else (root / quote(name, safe="")).as_uri()
+        where = None if root is None else experiment_folder(root, name).as_uri()
         try:
             tags = {"potstill.recipe": name, "mlflow.experimentKind": "custom_model_development"}
             return str(api.create_experiment(name, artifact_location=where, tags=tags))
@@ -157,6 +158,11 @@ def experiment_id(tracking: Tracking, name: str) -> str:
     if found.lifecycle_stage != "active":
         api.restore_experiment(found.experiment_id)
     return str(found.experiment_id)
+
+
+def experiment_folder(root: Path, name: str) -> Path:
+    """Where an experiment's artifacts stand beside the database."""
+    return root / safe_name(quote(name, safe="", errors="surrogateescape"), "experiment")
 
 
 def log_stage(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.records import Json
+from potstill.safe_names import safe_name
 from potstill.tracking import Point, Tracking, client, experiment_id, flat_numbers, log_points, metric_key
 from potstill.tracking_stages import record_folder
 
@@ -49,7 +50,7 @@ def record_trial(tracking: Tracking, experiment: str, parent: str, key: str, tri
     api = client(tracking)
     tag = f"{SWEEP}.{key}"
     if trial["state"] == "done":
-        run_id = record_folder(tracking, experiment, work_dir / trial["folder"])
+        run_id = record_folder(tracking, experiment, work_dir / safe_name(trial["folder"], "trial's folder"))
     else:
         known = _found(tracking, experiment, f"tags.`{tag}` = '{trial['number']}'")
         run_id = known or _without_adapter(tracking, experiment, key, trial)

@@ -23,9 +23,11 @@ from potstill.errors import GateRefused, ManifestMismatch, PotstillError, Recipe
 from potstill.manifest import MANIFEST, Manifest, code_state, read_manifest, sha256_json
 from potstill.progress import say
 from potstill.records import Json
+from potstill.safe_names import safe_name
 from potstill.tracking import Point, Tracking, client, experiment_id, log_points, model_name
 from potstill.tracking_pyfunc import log_pyfunc
 from potstill.tracking_stages import candidate_metrics, datasets_read, gate_word, shipped_candidate
+from potstill.tracking_trust import check_trust, distrust
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 CARRIED = ("adapter", "artifact", "report")
@@ -230,7 +232,7 @@ def version_folder(tracking: Tracking, version: Version, cache: Path | None = No
     if where.startswith(("file:", "/")):
         return Path(download_artifacts(artifact_uri=where, tracking_uri=tracking.uri))
     root = cache or _default_cache()
-    kept = root / f"{version.model}-{version.version}-{sha256_json([tracking.uri, where])[:12]}"
+    kept = root / safe_name(f"{version.model}-{version.version}-{sha256_json([tracking.uri, where])[:12]}", "model")
     if not kept.is_dir():
         root.mkdir(parents=True, exist_ok=True)
         say(f"MLflow: downloading {version.uri}")
@@ -255,6 +257,7 @@ def resolve_model_uri(tracking: Tracking, uri: str, cache: Path | None = None) -
             f"{version.uri}: the stored artifact is {manifest.digest[:12]}, the version was registered with "
             f"{version.tags.get('artifact', 'none')[:12]}; register again, and do not serve this one"
         )
+    check_trust(tracking, version, root / "artifact")
     return ResolvedVersion(version, root / "artifact", root, manifest.digest)
 
 
@@ -290,7 +293,7 @@ def refusals(tracking: Tracking, version: Version) -> list[str]:
     if gate_word(report) != "passed":
         given: Sequence[Any] = report.get("gate", {}).get("reasons") or ["the report gives no reason"]
         reasons += [f"its gate failed: {each}" for each in given]
-    return reasons
+    return reasons + distrust(tracking, version, root / "artifact")
 
 
 def promote(tracking: Tracking, model: str, version: str | None = None, *, by: str, why: str) -> Move:

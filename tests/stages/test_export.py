@@ -209,7 +209,7 @@ def test_the_stage_writes_verified_files_with_the_contract(setting: Setting, tmp
     settings = run.Settings(formats=("gguf-f16", "gguf-q8_0"), max_mismatch_share=0.2)
     facts = run.main(settings, setting.shared, setting.upstream, out)
     assert sorted(each.name for each in out.iterdir()) == [
-        "contract.json", "model-f16.gguf", "model-q8_0.gguf", "verification.json",
+        "NOTICE.txt", "bom.json", "contract.json", "model-f16.gguf", "model-q8_0.gguf", "verification.json",
     ]  # fmt: skip
     assert Contract.read(out) == setting.contract
     for name, entry in facts["formats"].items():

@@ -66,7 +66,7 @@ def doctor(arguments: argparse.Namespace) -> int:
         "train": ("torch", "transformers", "peft", "trl", "datasets"),
         "nf4": ("bitsandbytes",),
         "export": ("torch", "gguf"),
-        "serve": ("starlette", "uvicorn", "xllamacpp"),
+        "serve": ("uvicorn", "httptools", "xllamacpp"),
         "track": ("mlflow",),
     }
     found["can"] = {

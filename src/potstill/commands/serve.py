@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from potstill.commands.recipes import read
 from potstill.errors import RecipeError
+from potstill.safe_names import safe_name
 from potstill.serving.settings import ServeSettings
 from potstill.yaml_positions import Positioned, apply_overrides
 
@@ -29,8 +30,13 @@ def serve_command(arguments: argparse.Namespace) -> int:
             settings = settings.model_copy(update={"format": shipped.removeprefix("artifact:")})
     from potstill.serving.run import serve
 
-    serve(artifact, settings, name, work / "captured" / (name.partition("@")[0] or "unnamed"))
+    serve(artifact, settings, name, capture_folder(work, name))
     return 0
+
+
+def capture_folder(work: Path, name: str) -> Path:
+    """Where a served model's exchanges go unless the settings say; `name` is a recipe's or MODEL@VERSION."""
+    return work / "captured" / safe_name(name.rpartition("@")[0] or name or "unnamed", "model name")
 
 
 def _settings(arguments: argparse.Namespace) -> tuple[ServeSettings, Path, str | None, str]:

@@ -103,7 +103,7 @@ def _prepared(
     """Everything that must hold before the first request, and its end in reverse order."""
     keys = Keys.load(settings.keys)
     refuse_open_door(settings.host, keys)
-    served = load_artifact(artifact, settings.format)
+    served = load_artifact(artifact, settings.format, settings.trust)
     meter = Meter()
     with ExitStack() as stack:
         listening = stack.enter_context(_listen(settings.host, settings.port))

@@ -19,7 +19,9 @@ from potstill.errors import EngineFailure, ManifestMismatch, ParityMismatch, Rec
 from potstill.manifest import Manifest, read_manifest
 from potstill.prompt import PromptRule
 from potstill.records import Json
+from potstill.safe_names import inside
 from potstill.serving.authenticate import Keys
+from potstill.signing import TrustSettings, refuse_untrusted
 from potstill.tasks import Task
 
 FindVersion = Callable[[str, str], Path]
@@ -51,14 +53,17 @@ def resolve(address: str, find_version: FindVersion | None = None) -> Path:
     return find_version(name, alias)
 
 
-def load_artifact(folder: Path, format: str | None = None) -> Served:
-    """Read and verify the folder; raises ManifestMismatch (naming the file) or ParityMismatch (no contract)."""
+def load_artifact(folder: Path, format: str | None = None, trust: TrustSettings | None = None) -> Served:
+    """Read and verify the folder; raises ManifestMismatch (naming the file) or ParityMismatch (no contract).
+
+    With `trust`, raises Untrusted unless that key signed exactly these files.
+    """
+    refuse_untrusted(folder, trust)
     manifest = read_manifest(folder, "artifact", verify=True)
     chosen, file = _choose(folder, manifest, format)
     contract = Contract.read(folder)
-    return Served(
-        folder, manifest.digest, chosen, folder / file, contract, contract.make_task(), contract.make_prompt_rule()
-    )
+    task, rule = contract.make_task(), contract.make_prompt_rule()
+    return Served(folder, manifest.digest, chosen, inside(folder, file), contract, task, rule)
 
 
 def _choose(folder: Path, manifest: Manifest, wanted: str | None) -> tuple[str, str]:
