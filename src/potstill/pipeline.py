@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from potstill import __version__
+from potstill.addresses import without_password, without_passwords
 from potstill.errors import ManifestMismatch, PotstillError
 from potstill.manifest import MANIFEST, Input, Manifest, read_manifest, stage_key, write_manifest
 from potstill.progress import say
 from potstill.recipe import Recipe
 from potstill.records import Json
 from potstill.stage import Noun
-from potstill.tracking import without_password
 
 RESUMABLE = ("adapter",)  # an unfinished folder of these is continued, any other begun anew
 
@@ -166,12 +166,12 @@ def run_stage(
     return write_manifest(
         plan.folder,
         plan.noun,
-        settings_passed=recipe.passed[plan.section] | {"overrides": list(recipe.overrides)},
+        settings_passed=recipe.passed[plan.section] | {"overrides": [without_passwords(x) for x in recipe.overrides]},
         settings_used=_keyed(recipe, plan.section),
         inputs=plan.inputs,
         facts=facts | {"wall_s": round(time.monotonic() - start, 1)},
         key=plan.key,
-        command=" ".join(["potstill", *sys.argv[1:]]),
+        command=without_passwords(" ".join(["potstill", *sys.argv[1:]])),
     )
 
 
