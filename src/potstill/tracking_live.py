@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from potstill.progress import say
 from potstill.records import Json
@@ -92,7 +93,8 @@ def machine_watched(tracking: Tracking, run_id: str) -> Iterator[None]:
     from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
     logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
-    monitor = SystemMetricsMonitor(run_id, resume_logging=True, tracking_uri=tracking.uri)
+    make: Any = SystemMetricsMonitor  # its methods carry no types
+    monitor = make(run_id, resume_logging=True, tracking_uri=tracking.uri)
     monitor.start()
     try:
         yield

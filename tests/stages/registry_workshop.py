@@ -58,7 +58,7 @@ class Workshop:
             root / f"report-{tail}",
             "report",
             [input_of(dataset), input_of(adapter), input_of(about or artifact)],
-            {"report.json": json.dumps(report_of(passed)), "report.html": "<p>report</p>"},
+            {"report.json": json.dumps(report_of(passed)), "report.html": f"<p>report {tail}</p>"},
             {"gate": {"passed": passed}},
         )
         return {"dataset": dataset, "adapter": adapter, "artifact": artifact, "report": report}

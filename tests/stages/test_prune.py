@@ -5,8 +5,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +29,34 @@ from tests.stages.registry_workshop import Workshop, input_of
 Json = dict[str, Any]
 
 
-@pytest.fixture
-def workshop(tmp_path: Path) -> Workshop:
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
     """Five versions: the first was never champion, the third is, the second is previous, the fifth candidate."""
-    made = Workshop(tmp_path, open_tracking(default_uri(tmp_path)))
+    work = tmp_path_factory.mktemp("built") / "work"
+    work.mkdir()
+    made = Workshop(work, open_tracking(default_uri(work)))
     for number in range(1, 6):
         generation(made, number)
     for version in ("2", "3"):
         promote(made.tracking, "pot", version, by="ann", why="good")
+    kept = work.with_name("kept")
+    shutil.copytree(work, kept)
     return made
+
+
+@pytest.fixture
+def workshop(built: Workshop) -> Workshop:
+    """The five versions as they were built, whatever the test before did: files and database put back in their place."""
+    kept = built.work.with_name("kept")
+    for path in built.work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+    for path in kept.iterdir():
+        if path.is_dir():
+            shutil.copytree(path, built.work / path.name)
+    with closing(sqlite3.connect(kept / "mlflow.db")) as old, closing(sqlite3.connect(built.work / "mlflow.db")) as new:
+        old.backup(new)
+    return built
 
 
 def generation(workshop: Workshop, number: int) -> None:
