@@ -73,7 +73,7 @@ def postgresql() -> Iterator[str]:
             f"--pwfile={word}", "-E", "UTF8", "--locale=C", str(data))  # fmt: skip
         run(*control, "-l", str(folder / "log"), "-o", options, "start")
         try:
-            yield f"postgresql://{USER}:{DATABASE_PASSWORD}@127.0.0.1:{port}/postgres"
+            yield f"postgresql+psycopg2://{USER}:{DATABASE_PASSWORD}@127.0.0.1:{port}/postgres"
         finally:
             run(*control, "-m", "immediate", "stop")
     finally:
@@ -111,8 +111,9 @@ def mlflow_server(folder: Path, backend: str, *, workers: int = 1) -> Iterator[S
         _wait(server, process)
         yield server
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
-        process.wait(30)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # it holds nothing that has to be kept
+            process.wait(30)
 
 
 def _wait(server: Server, process: subprocess.Popen[bytes]) -> None:

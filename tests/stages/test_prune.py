@@ -46,7 +46,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.fixture
 def workshop(built: Workshop) -> Workshop:
-    """The five versions as they were built, whatever the test before did: files and database put back in their place."""
+    """The five versions as they were built, whatever the test before did: files and database put back."""
     kept = built.work.with_name("kept")
     for path in built.work.iterdir():
         if path.is_dir():

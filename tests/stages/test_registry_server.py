@@ -44,8 +44,9 @@ def test_register_promote_roll_back_download_and_prune_through_a_server_and_no_p
 ) -> None:
     workshop = Workshop(tmp_path / "work", open_tracking(server.with_password))
     tracking, where = workshop.tracking, ["--tracking-uri", server.with_password]
-    facts = [workshop.register("served", workshop.folders("served", weights=weights)) for weights in (b"1", b"2", b"3")]
-    assert [each["version"] for each in facts] == ["1", "2", "3"]
+    assert workshop.register("served", workshop.folders("served", weights=b"1"))["version"] == "1"
+    for weights in (b"2", b"3"):
+        workshop.version("served", weights)
     for version in ("1", "2", "3"):
         assert cli.main(["promote", f"served/{version}", "--why", "its gate passed", *where]) == 0
     assert cli.main(["rollback", "served", "--why", "slow", *where]) == 0
@@ -62,7 +63,9 @@ def test_register_promote_roll_back_download_and_prune_through_a_server_and_no_p
         ("promote", "1", ADMIN), ("promote", "2", ADMIN), ("promote", "3", ADMIN), ("rollback", "2", ADMIN),
     ]  # fmt: skip
     client(tracking).set_registered_model_alias("served", "candidate", "2")
-    workshop.register("served", workshop.folders("served", weights=b"4"))
+    facts = workshop.register("served", workshop.folders("served", weights=b"4"))
+    assert facts["aliases"] == ["candidate"]
+    (workshop.work / "served" / "version").rename(workshop.work / "served" / "version-4")  # as the pipeline names it
     prune = ["prune", "--work-dir", str(workshop.work), *where, "--json"]
     assert cli.main(prune) == 0
     found = json.loads(capsys.readouterr().out)
