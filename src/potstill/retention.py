@@ -184,9 +184,9 @@ def _held(folder: Path, opened: Mapping[Path, int]) -> int | None:
     return next((number for path, number in opened.items() if path.is_relative_to(folder)), None)
 
 
-def held_by(folder: Path) -> int | None:
-    """The process that has something in the folder open now; None when none has."""
-    return _held(folder, open_paths())
+def held_by(folder: Path, opened: Mapping[Path, int] | None = None) -> int | None:
+    """The process that has something in the folder open (now, or as `opened` was read); None when none has."""
+    return _held(folder, open_paths() if opened is None else opened)
 
 
 def plan_answers(work_dir: Path, reports: Iterable[Path]) -> list[Item]:

@@ -76,14 +76,18 @@ class Standing:
 
 def standing(tracking: Tracking, model: str) -> Standing:
     """How the model stands by its journal; by its aliases where the journal knows nothing of this model yet."""
-    stored, born = stored_aliases(tracking, model)
     last = last_accepted(tracking, model)
-    if last is None or last.born != born:
-        return Standing(None, stored.get(CHAMPION), stored.get(PREVIOUS), born, last.number if last else 0)
-    elsewhere = last.settled and stored.get(CHAMPION) != last.version
-    return Standing(
-        last, last.version, last.previous, born, last.number, (stored.get(CHAMPION) or "none") if elsewhere else None
-    )
+    for _ in range(SETTLINGS):
+        stored, born = stored_aliases(tracking, model)
+        if last is None or last.born != born:
+            return Standing(None, stored.get(CHAMPION), stored.get(PREVIOUS), born, last.number if last else 0)
+        if not last.settled or stored.get(CHAMPION) == last.version:
+            return Standing(last, last.version, last.previous, born, last.number)
+        now = last_accepted(tracking, model)
+        if now is not None and now.number == last.number:  # nobody is moving it, and yet it is elsewhere
+            return Standing(last, last.version, last.previous, born, last.number, stored.get(CHAMPION) or "none")
+        last = now
+    raise PotstillError(f"{model}: others moved champion {SETTLINGS} times while it was looked at; try again")
 
 
 def promote(

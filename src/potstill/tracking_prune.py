@@ -16,7 +16,7 @@ from urllib.parse import unquote, urlsplit
 from potstill.errors import RecipeError
 from potstill.manifest import MANIFEST
 from potstill.progress import say
-from potstill.retention import Item, held_by, size_of
+from potstill.retention import Item, held_by, open_paths, size_of
 from potstill.tracking import Tracking, client
 from potstill.tracking_journal import patiently
 from potstill.tracking_moves import Standing, give_up, standing
@@ -62,7 +62,7 @@ class Registered:
 
 def registered(tracking: Tracking, models: Iterable[str], keep: int) -> Registered:
     """The versions of these models; needed are those under an alias, the last `keep`, and those in use."""
-    found = Registered()
+    found, opened = Registered(), open_paths()
     for model in sorted(set(models)):
         try:
             stood = standing(tracking, model)
@@ -74,7 +74,7 @@ def registered(tracking: Tracking, models: Iterable[str], keep: int) -> Register
         every = patiently(lambda api=api, model=model: list(_versions(api, model)))  # type: ignore[misc]
         newest = sorted((int(each.version) for each in every), reverse=True)[:keep]
         for each in every:
-            found.versions.append(_stored(tracking, each, named, int(each.version) in newest))
+            found.versions.append(_stored(tracking, each, named, int(each.version) in newest, opened))
     return found
 
 
@@ -87,13 +87,15 @@ def _versions(api: Any, model: str) -> Iterator[Any]:
             return
 
 
-def _stored(tracking: Tracking, version: Any, named: Mapping[str, str], newest: bool) -> StoredVersion:
+def _stored(
+    tracking: Tracking, version: Any, named: Mapping[str, str], newest: bool, opened: Mapping[Path, int]
+) -> StoredVersion:
     number = str(version.version)
     tags = {k.removeprefix("potstill."): v for k, v in version.tags.items() if k.startswith("potstill.")}
     where = str(client(tracking).get_model_version_download_uri(version.name, number))
     held = [path for path in (_local(where), kept_download(tracking, version.name, number, where)) if path is not None]
     reasons = [alias for alias, each in sorted(named.items()) if each == number] + ["newest"] * newest
-    reasons += [f"open in process {process}" for path in held if (process := held_by(path)) is not None]
+    reasons += [f"open in process {process}" for path in held if (process := held_by(path, opened)) is not None]
     return StoredVersion(version.name, number, where, tags, ", ".join(reasons), PRUNED in tags)
 
 

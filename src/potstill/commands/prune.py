@@ -76,7 +76,8 @@ def _registry(work_dir: Path, keep: int, uri: str | None) -> tuple[Tracking | No
         version = json.loads(path.read_text())
         if version.get("tracking_uri") == without_password(address):
             models.add(str(version["model"]))
-    if not models:
+    path = Path(address.removeprefix("sqlite:///"))
+    if not models or (address.startswith("sqlite:") and not path.is_file()):  # lost: nothing says what aliases need
         return None, None
     from potstill.tracking_prune import registered
 
