@@ -78,8 +78,21 @@ def parser() -> argparse.ArgumentParser:
         move = _command(commands, name, what, f"registry:{name}_command")
         move.add_argument("model", help="registered model, NAME or models:/NAME/VERSION")
         move.add_argument("--why", required=True, help="kept in the history")
-        move.add_argument("--by", help="who (default: the user of this machine)")
+        move.add_argument("--by", help="who (default: MLFLOW_TRACKING_USERNAME, else the user of this machine)")
+        move.add_argument("--expect", metavar="VERSION", help="refuse unless this is the champion now (or: none)")
         move.add_argument("--tracking-uri", help="MLflow address (default: ./work/mlflow.db)")
+
+    told = _command(commands, "history", "who moved champion, when and why", "registry:history_command")
+    told.add_argument("model", help="registered model")
+    told.add_argument("--refused", action="store_true", help="also the moves of those who came second")
+    told.add_argument("--tracking-uri", help="MLflow address (default: ./work/mlflow.db)")
+
+    prune = _command(commands, "prune", "delete what no alias, lineage or newest folder needs", "prune:prune_command")
+    prune.add_argument("--keep", type=int, default=1, metavar="N", help="newest of each kind (default: 1)")
+    prune.add_argument("--dry-run", action="store_true", help="say what would go, its size and why; delete nothing")
+    prune.add_argument("--work-dir", default="work", help="where the folders of all recipes stand")
+    prune.add_argument("--tracking-uri", help="MLflow address (default: that of the working folder)")
+    prune.add_argument("--by", help="who (default: MLFLOW_TRACKING_USERNAME, else the user of this machine)")
 
     lineage = _command(commands, "lineage", "where a thing comes from and what was made of it", "look:lineage_command")
     lineage.add_argument("thing", help="a folder, a file, a hash, or models:/NAME@ALIAS")

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import __version__
+from potstill.addresses import without_password, without_passwords
 from potstill.errors import ManifestMismatch, PotstillError
 from potstill.manifest import MANIFEST, Input, Manifest, read_manifest, stage_key, write_manifest
 from potstill.progress import say
@@ -25,7 +26,6 @@ from potstill.records import Json
 from potstill.safe_names import safe_name
 from potstill.signing import check_seal, lacks_signature, seal
 from potstill.stage import Noun
-from potstill.tracking import without_password
 
 RESUMABLE = ("adapter",)  # an unfinished folder of these is continued, any other begun anew
 
@@ -173,12 +173,12 @@ def run_stage(
     manifest = write_manifest(
         plan.folder,
         plan.noun,
-        settings_passed=recipe.passed[plan.section] | {"overrides": list(recipe.overrides)},
+        settings_passed=recipe.passed[plan.section] | {"overrides": [without_passwords(x) for x in recipe.overrides]},
         settings_used=_keyed(recipe, plan.section),
         inputs=plan.inputs,
         facts=facts | {"wall_s": round(time.monotonic() - start, 1)},
         key=plan.key,
-        command=" ".join(["potstill", *sys.argv[1:]]),
+        command=without_passwords(" ".join(["potstill", *sys.argv[1:]])),
     )
     seal(recipe.sections[plan.section], plan.folder)
     return manifest

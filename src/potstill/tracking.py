@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import quote
 
+from potstill.addresses import credentials_aside, without_passwords
+from potstill.addresses import without_password as without_password
 from potstill.errors import PotstillError
 from potstill.manifest import Manifest
 from potstill.progress import say
@@ -84,14 +86,6 @@ def default_uri(work_dir: Path) -> str:
     return f"sqlite:///{work_dir.resolve() / 'mlflow.db'}"
 
 
-def without_password(uri: str) -> str:
-    """The address as it may be shown and hashed: user and password left out."""
-    parts = urlsplit(uri)
-    if "@" not in parts.netloc:
-        return uri
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
 def open_tracking(uri: str) -> Tracking:
     """Connect, creating an SQLite database where there is none (some 7 s of migrations, once).
 
@@ -111,6 +105,7 @@ def open_tracking(uri: str) -> Tracking:
         logging.getLogger(name).setLevel(logging.WARNING)
     import mlflow
 
+    uri = credentials_aside(uri)
     tracking = Tracking(uri, path.parent / "mlartifacts" if path is not None else None)
     mlflow.set_tracking_uri(uri)
     mlflow.set_registry_uri(uri)
@@ -118,8 +113,9 @@ def open_tracking(uri: str) -> Tracking:
         client(tracking).search_experiments(max_results=1)
     except Exception as fault:
         raise PotstillError(
-            f"{without_password(uri)}: MLflow does not answer ({fault}); start the server, or correct `tracking_uri`"
-        ) from fault
+            f"{without_password(uri)}: MLflow does not answer ({without_passwords(str(fault))}); start the server, or "
+            "correct `tracking_uri`"
+        ) from None  # its traceback would show the address whole
     return tracking
 
 

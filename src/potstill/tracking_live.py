@@ -8,11 +8,15 @@ long as it wrote: training never waits for it. What the tracking address refuses
 from __future__ import annotations
 
 import getpass
+import importlib.util
+import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from potstill.progress import say
 from potstill.records import Json
@@ -32,6 +36,7 @@ from potstill.tracking_stages import STAGE_OF, points_of
 
 EVERY_S = 2.0  # between two writes, at least
 REST = 100  # times as long as a write took
+SYSTEM_METRICS = "MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING"
 LAST_S = 20.0  # how long the end waits for the last write
 
 
@@ -76,6 +81,27 @@ def _open_run(tracking: Tracking, shared: Shared, folder: Path) -> str:
     return str(made.info.run_id)
 
 
+@contextmanager
+def machine_watched(tracking: Tracking, run_id: str) -> Iterator[None]:
+    """MLflow's own system metrics (processor, memory, disk, network, GPU) on the run while the block lasts.
+
+    Nothing where psutil is not installed or `MLFLOW_ENABLE_SYSTEM_METRICS_LOGGING=false` asks for nothing.
+    """
+    if importlib.util.find_spec("psutil") is None or os.environ.get(SYSTEM_METRICS, "").lower() == "false":
+        yield
+        return
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    logging.getLogger("mlflow.system_metrics").setLevel(logging.ERROR)
+    make: Any = SystemMetricsMonitor  # its methods carry no types
+    monitor = make(run_id, resume_logging=True, tracking_uri=tracking.uri)
+    monitor.start()
+    try:
+        yield
+    finally:
+        monitor.finish()
+
+
 class _Writer(threading.Thread):
     """Takes lines from any thread and writes them from its own; after a fault it takes them and writes no more."""
 
@@ -107,6 +133,12 @@ class _Writer(threading.Thread):
     def _write_all(self) -> None:
         tracking = open_tracking(self._shared.tracking_uri)
         run_id = _open_run(tracking, self._shared, self._folder)
+        with machine_watched(tracking, run_id):
+            self._write_lines(tracking, run_id)
+        if self._status is not None:
+            client(tracking).set_terminated(run_id, self._status)
+
+    def _write_lines(self, tracking: Tracking, run_id: str) -> None:
         rest, known = 0.0, True  # whether the run may hold these steps from before a kill
         while True:
             ended = self._ended.wait(rest)
@@ -120,5 +152,3 @@ class _Writer(threading.Thread):
                 break
             known = known and (not points or len(new) < len(points))
             rest = max(EVERY_S, REST * (time.monotonic() - began))
-        if self._status is not None:
-            client(tracking).set_terminated(run_id, self._status)

@@ -24,6 +24,7 @@ from potstill.tracking import (
     logged_model,
     model_name,
 )
+from potstill.tracking_evidence import log_sample
 
 PARAMS_A_RUN = 15
 STAGE_OF = {"dataset": "distill", "adapter": "train", "artifact": "export", "report": "evaluate", "version": "register"}
@@ -40,7 +41,7 @@ CONTEXT_OF = {"dataset": "distillation", "adapter": "training", "artifact": "ver
 def record_folder(tracking: Tracking, experiment: str, folder: Path) -> str:
     """The id of the run that stands for a finished stage folder (dataset, adapter, artifact or report)."""
     manifest = read_manifest(folder, verify=False)
-    return log_stage(
+    run_id = log_stage(
         tracking,
         experiment,
         STAGE_OF[manifest.kind],
@@ -54,6 +55,9 @@ def record_folder(tracking: Tracking, experiment: str, folder: Path) -> str:
         + training_curves(folder / "then_log.jsonl", epoch_ms(manifest.created), then_line),
         tags=report_tags(folder) if manifest.kind == "report" else {},
     )
+    if manifest.kind == "report":
+        log_sample(tracking, run_id, folder)
+    return run_id
 
 
 def chosen_params(manifest: Manifest) -> dict[str, str]:

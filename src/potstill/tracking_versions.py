@@ -1,4 +1,4 @@
-"""The registry: versions with their evidence, the aliases `candidate`, `champion` and `previous`, and who moved them.
+"""The registry: versions with their evidence, what their aliases are, and whether one may become champion.
 
 A version's source is a folder in MLflow with `adapter/`, `artifact/` and `report/` exactly as the stages left them
 (manifests included, so that each can be verified where it lies) and `dataset/` with the dataset's manifest and card,
@@ -14,25 +14,25 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from potstill.errors import GateRefused, ManifestMismatch, PotstillError, RecipeError
+from potstill.errors import ManifestMismatch, RecipeError
 from potstill.manifest import MANIFEST, Manifest, code_state, read_manifest, sha256_json
 from potstill.progress import say
 from potstill.records import Json
 from potstill.safe_names import safe_name
-from potstill.tracking import Point, Tracking, client, experiment_id, log_points, model_name
+from potstill.tracking import Point, Tracking, client, experiment_id, log_points, model_name, without_password
+from potstill.tracking_evidence import link_prompt, record_prompt, rule_of
+from potstill.tracking_journal import ENDING, last_accepted, patiently
 from potstill.tracking_pyfunc import log_pyfunc
 from potstill.tracking_stages import candidate_metrics, datasets_read, gate_word, shipped_candidate
 from potstill.tracking_trust import check_trust, distrust
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
 CARRIED = ("adapter", "artifact", "report")
-HISTORY = "potstill.history."
-WHY_CHARACTERS = 2000
+PRUNED = "pruned"  # the tag of a version whose files were given up by `potstill prune`
 DIGESTS_IN_TAG = 50
 
 
@@ -71,18 +71,6 @@ class ResolvedVersion:
     digest: str
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
-    """One change of `champion`: from which version (None at first) to which, by whom, why, when (ISO 8601, UTC)."""
-
-    action: Literal["promote", "rollback"]
-    version: str
-    before: str | None
-    by: str
-    why: str
-    at: str
-
-
 def register_version(
     tracking: Tracking, model: str, experiment: str, evidence: Evidence, *, run_id: str, alias: str = CANDIDATE
 ) -> Version:
@@ -94,7 +82,11 @@ def register_version(
         from mlflow.exceptions import MlflowException
 
         api = client(tracking)
+        prompt = record_prompt(tracking, experiment, rule_of(evidence.dataset))
+        tags |= {"prompt": prompt} if prompt else {}
         model_id = _stored_model(tracking, model, experiment, evidence, manifests, tags, run_id)
+        if prompt:
+            link_prompt(tracking, prompt, run_id=run_id, model_id=model_id)
         try:
             api.create_registered_model(model, tags={"potstill.recipe": experiment})
         except MlflowException as fault:
@@ -129,7 +121,8 @@ def lineage_tags(experiment: str, evidence: Evidence, manifests: Mapping[str, Ma
 
 def _same_version(tracking: Tracking, model: str, tags: Mapping[str, str]) -> str | None:
     for each in client(tracking).search_model_versions(f"name = '{_quoted(model)}'"):
-        if all(each.tags.get(f"potstill.{noun}") == tags[noun] for noun in ("artifact", "report")):
+        same = all(each.tags.get(f"potstill.{noun}") == tags[noun] for noun in ("artifact", "report"))
+        if same and f"potstill.{PRUNED}" not in each.tags:
             return str(each.version)
     return None
 
@@ -137,6 +130,8 @@ def _same_version(tracking: Tracking, model: str, tags: Mapping[str, str]) -> st
 def _quoted(model: str) -> str:
     if re.search(r"[/:'\"]", model):
         raise RecipeError([f"{model!r}: a registered model's name holds no slash, colon or quote"])
+    if model.endswith(ENDING):
+        raise RecipeError([f"{model!r}: names that end in {ENDING} are those of journals; choose another name"])
     return model
 
 
@@ -203,10 +198,20 @@ def _version(tracking: Tracking, model: str, number: str) -> Version:
 
 
 def aliases(tracking: Tracking, model: str) -> dict[str, str]:
-    """Version numbers by alias."""
+    """Version numbers by alias; `champion` and `previous` as the journal has them, which MLflow's may lag behind."""
+    found, born = stored_aliases(tracking, model)
+    last = last_accepted(tracking, model)
+    if last is None or last.born != born:
+        return found
+    moved = {CHAMPION: last.version, PREVIOUS: last.previous}
+    return {alias: version for alias, version in (found | moved).items() if version is not None}
+
+
+def stored_aliases(tracking: Tracking, model: str) -> tuple[dict[str, str], int]:
+    """Version numbers by alias as MLflow has them, and when the registered model was made (ms since 1970)."""
     with _known(model, "run `potstill register` first"):
-        found = client(tracking).get_registered_model(_quoted(model)).aliases
-    return {str(alias): str(version) for alias, version in found.items()}
+        found = patiently(lambda: client(tracking).get_registered_model(_quoted(model)))
+    return {str(alias): str(version) for alias, version in found.aliases.items()}, int(found.creation_timestamp)
 
 
 def find_version(tracking: Tracking, uri: str) -> Version:
@@ -231,8 +236,9 @@ def version_folder(tracking: Tracking, version: Version, cache: Path | None = No
     where = client(tracking).get_model_version_download_uri(version.model, version.version)
     if where.startswith(("file:", "/")):
         return Path(download_artifacts(artifact_uri=where, tracking_uri=tracking.uri))
-    root = cache or _default_cache()
-    kept = root / safe_name(f"{version.model}-{version.version}-{sha256_json([tracking.uri, where])[:12]}", "model")
+    kept = kept_download(tracking, version.model, version.version, where, cache)
+    assert kept is not None
+    root = kept.parent
     if not kept.is_dir():
         root.mkdir(parents=True, exist_ok=True)
         say(f"MLflow: downloading {version.uri}")
@@ -243,6 +249,14 @@ def version_folder(tracking: Tracking, version: Version, cache: Path | None = No
     return kept
 
 
+def kept_download(tracking: Tracking, model: str, number: str, where: str, cache: Path | None = None) -> Path | None:
+    """Where a version's downloaded files stand, if they were downloaded; None where they lie on this machine anyway."""
+    if where.startswith(("file:", "/")):
+        return None
+    address = sha256_json([without_password(tracking.uri), where])[:12]
+    return (cache or _default_cache()) / safe_name(f"{model}-{number}-{address}", "model")
+
+
 def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "potstill" / "versions"
 
@@ -250,6 +264,10 @@ def _default_cache() -> Path:
 def resolve_model_uri(tracking: Tracking, uri: str, cache: Path | None = None) -> ResolvedVersion:
     """The version with its artifact folder, verified against its manifest and against the version's own tag."""
     version = find_version(tracking, uri)
+    if PRUNED in version.tags:
+        raise ManifestMismatch(
+            f"{version.uri}: its files were given up by `potstill prune` ({version.tags[PRUNED]}); register it again"
+        )
     root = version_folder(tracking, version, cache)
     manifest = read_manifest(root / "artifact", "artifact")
     if manifest.digest != version.tags.get("artifact"):
@@ -271,6 +289,8 @@ def download_version(tracking: Tracking, uri: str, dest: Path) -> Path:
 
 def refusals(tracking: Tracking, version: Version) -> list[str]:
     """Why this version may not become champion, from its files rather than its tags; empty when it may."""
+    if PRUNED in version.tags:
+        return [f"its files were given up by `potstill prune` ({version.tags[PRUNED]}); register it again"]
     root = version_folder(tracking, version)
     try:
         found = {noun: read_manifest(root / noun, noun) for noun in ("artifact", "report")}
@@ -294,88 +314,3 @@ def refusals(tracking: Tracking, version: Version) -> list[str]:
         given: Sequence[Any] = report.get("gate", {}).get("reasons") or ["the report gives no reason"]
         reasons += [f"its gate failed: {each}" for each in given]
     return reasons + distrust(tracking, version, root / "artifact")
-
-
-def promote(tracking: Tracking, model: str, version: str | None = None, *, by: str, why: str) -> Move:
-    """Make a version (default: the candidate) champion, the old champion `previous`.
-
-    Raises GateRefused unless the report on that very artifact passed its gate, and PotstillError when somebody else
-    moved champion meanwhile. Promoting the champion again changes nothing.
-    """
-    seen = aliases(tracking, model).get(CHAMPION)
-    wanted = find_version(tracking, f"models:/{model}/{version}" if version else f"models:/{model}@{CANDIDATE}")
-    reasons = refusals(tracking, wanted)
-    if reasons:
-        raise GateRefused(f"{wanted.uri} was not promoted", reasons)
-    if wanted.version == seen:
-        return Move("promote", seen, seen, by, why, _now())
-    return _move(tracking, model, Move("promote", wanted.version, seen, by, _short(why), _now()), previous=seen)
-
-
-def rollback(tracking: Tracking, model: str, *, by: str, why: str) -> Move:
-    """Make `previous` champion again, and its own predecessor `previous`; undoes the last promotion.
-
-    The version left behind keeps its number. Raises PotstillError when there is nothing to go back to, and
-    ManifestMismatch when the earlier version's files have been damaged since.
-    """
-    known = aliases(tracking, model)
-    seen, target = known.get(CHAMPION), known.get(PREVIOUS)
-    if seen is None or target is None:
-        raise PotstillError(f"{model}: found no `{PREVIOUS}` version, so nothing to roll back to; promote another")
-    resolve_model_uri(tracking, f"models:/{model}/{target}")
-    behind = _stack(history(tracking, model), target)
-    return _move(tracking, model, Move("rollback", target, seen, by, _short(why), _now()), previous=behind)
-
-
-def _stack(moves: Sequence[Move], champion: str) -> str | None:
-    """The version that was champion before `champion` was promoted, promotions undone by rollbacks left out."""
-    stack: list[str] = []
-    for move in moves:
-        if move.action == "promote":
-            stack.append(move.version)
-        elif stack:
-            stack.pop()
-    while stack and stack[-1] != champion:
-        stack.pop()
-    return stack[-2] if len(stack) > 1 else None
-
-
-def _move(tracking: Tracking, model: str, move: Move, *, previous: str | None) -> Move:
-    """Write `previous` before `champion`: stopped in between, a rollback still goes no further back than it should."""
-    api = client(tracking)
-    _expect_champion(tracking, model, move.before, "before")
-    if previous is None:
-        api.delete_registered_model_alias(model, PREVIOUS)
-    else:
-        api.set_registered_model_alias(model, PREVIOUS, previous)
-    api.set_registered_model_alias(model, CHAMPION, move.version)
-    _expect_champion(tracking, model, move.version, "after")
-    key = f"{HISTORY}{move.at.translate(str.maketrans('', '', ':-+'))}"
-    api.set_registered_model_tag(model, key, json.dumps(asdict(move), ensure_ascii=False))
-    return move
-
-
-def _expect_champion(tracking: Tracking, model: str, expected: str | None, when: str) -> None:
-    found = aliases(tracking, model).get(CHAMPION)
-    if found != expected:
-        raise PotstillError(
-            f"{model}: somebody else moved `{CHAMPION}` {when} this change: found version {found or 'none'}, expected "
-            f"{expected or 'none'}; look at `potstill status` and decide again"
-        )
-
-
-def history(tracking: Tracking, model: str) -> list[Move]:
-    """Every change of champion, oldest first. One tag for each, so that two people's entries both survive."""
-    with _known(model, "run `potstill register` first"):
-        tags = client(tracking).get_registered_model(_quoted(model)).tags
-    return [Move(**json.loads(tags[key])) for key in sorted(tags) if key.startswith(HISTORY)]
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="microseconds")
-
-
-def _short(why: str) -> str:
-    if len(why) > WHY_CHARACTERS:
-        raise RecipeError([f"--why: {len(why)} characters, expected at most {WHY_CHARACTERS}"])
-    return why

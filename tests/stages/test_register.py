@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,114 +14,13 @@ import pytest
 from evaluation import register
 from potstill.errors import GateRefused, ManifestMismatch, PotstillError, RecipeError
 from potstill.lineage import lineage
-from potstill.manifest import Input, read_manifest, sha256_file, write_manifest
-from potstill.records import Json
-from potstill.stage import Shared, Upstream
-from potstill.tracking import Tracking, client, default_uri, experiment_id, open_tracking
+from potstill.manifest import read_manifest, sha256_file
+from potstill.tracking import client, default_uri, experiment_id, open_tracking
+from potstill.tracking_moves import history, promote, rollback
 from potstill.tracking_stages import record_folder
-from potstill.tracking_versions import aliases, download_version, find_version, history, promote, rollback
+from potstill.tracking_versions import aliases, download_version, find_version
 from potstill.tracking_versions import resolve_model_uri as resolve
-
-STEPS = [{"step": step, "loss": 2.0 / (1 + step), "note": "text is no curve"} for step in range(30)]
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """A working folder with its tracking database, and stage folders made on demand."""
-
-    work: Path
-    tracking: Tracking
-
-    def shared(self, name: str) -> Shared:
-        definition: Json = {"kind": "classification", "labels": ["a", "b"]}
-        return Shared(name, definition, "base", self.work / name, self.tracking.uri)
-
-    def folders(self, name: str, *, weights: bytes = b"1", passed: bool = True, about: Path | None = None) -> Upstream:
-        """Dataset, adapter, artifact and report of a recipe; `about` is the artifact judged, if not this one."""
-        root = self.work / name
-        traffic = self.work / f"{name}.jsonl"
-        traffic.parent.mkdir(parents=True, exist_ok=True)
-        traffic.write_text(f"the traffic of {name}\n")
-        tail = f"{weights.decode()}-{passed}-{about.name if about else ''}"
-        source = Input("traffic", str(traffic), sha256_file(traffic))
-        dataset = _folder(root / "dataset-1", "dataset", [source], {"card.md": "# Card"}, {"counts": {"train": 8}})
-        adapter = _folder(
-            root / f"adapter-{weights.decode()}",
-            "adapter",
-            [_input(dataset)],
-            {
-                "adapter/adapter_model.safetensors": weights,
-                "contract.json": "{}",
-                "trainer_log.jsonl": "\n".join(json.dumps(each) for each in STEPS),
-            },
-            {"base": {"spec": "base", "digest": "b" * 64}, "training": {"tokens_per_s": 312.5}},
-        )
-        artifact = _folder(
-            root / f"artifact-{weights.decode()}",
-            "artifact",
-            [_input(adapter)],
-            {"model-q8_0.gguf": b"GGUF" + weights, "contract.json": "{}", "verification.json": "{}"},
-            {"formats": {"gguf-q8_0": {"file": "model-q8_0.gguf", "size_bytes": 5}}},
-        )
-        report = _folder(
-            root / f"report-{tail}",
-            "report",
-            [_input(dataset), _input(adapter), _input(about or artifact)],
-            {"report.json": json.dumps(_report(passed)), "report.html": "<p>report</p>"},
-            {"gate": {"passed": passed}},
-        )
-        return {"dataset": dataset, "adapter": adapter, "artifact": artifact, "report": report}
-
-    def register(self, name: str, upstream: Upstream, **settings: object) -> Json:
-        out = self.work / name / "version"
-        out.mkdir(exist_ok=True)
-        return register.main(register.Settings.model_validate(settings), self.shared(name), upstream, out)
-
-
-def _input(folder: Path) -> Input:
-    manifest = read_manifest(folder)
-    return Input(manifest.kind, str(folder), manifest.digest)
-
-
-def _folder(folder: Path, kind: str, inputs: list[Input], files: dict[str, str | bytes], facts: Json) -> Path:
-    if folder.exists():
-        return folder
-    for name, content in files.items():
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    passed: Json = {"learning_rate": 5e-4}
-    used = {"epochs": 2, **passed, **{f"option_{n}": n for n in range(20)}}
-    write_manifest(
-        folder, kind, settings_passed=passed, settings_used=used, inputs=inputs, facts=facts, key=folder.name
-    )
-    return folder
-
-
-def _report(passed: bool) -> Json:
-    def figures(value: float) -> Json:
-        score = {"metric": "accuracy", "value": value, "low": value - 0.05, "high": value + 0.05, "n": 400}
-        return {
-            "quality": score,
-            "agreement": {**score, "value": value - 0.1},
-            "valid_rate": 1.0,
-            "latency_ms": {"p50": 40.0, "p95": 80.0, "p99": 90.0},
-            "cost": {"per_1000": 0.01},
-        }
-
-    values = {"teacher": 0.7, "base": 0.3, "adapter": 0.8, "artifact:gguf-q8_0": 0.79 if passed else 0.4}
-    reasons = [] if passed else ["artifact:gguf-q8_0 is inferior to teacher by 0.30"]
-    return {
-        "candidates": {name: figures(value) for name, value in values.items()},
-        "comparisons": [
-            {
-                "candidate": "artifact:gguf-q8_0", "baseline": "teacher",
-                "difference": values["artifact:gguf-q8_0"] - values["teacher"],
-                "low": 0.02, "high": 0.16, "margin": 0.02, "verdict": "superior" if passed else "inferior",
-            }
-        ],
-        "gate": {"passed": passed, "reasons": reasons},
-    }  # fmt: skip
+from tests.stages.registry_workshop import STEPS, Workshop, folder_of, input_of, report_of
 
 
 @pytest.fixture(scope="module")
@@ -224,9 +123,9 @@ def test_promote_refuses_a_passing_report_about_another_artifact(workshop: Works
 
 def test_promote_refuses_a_gate_that_judged_the_adapter(workshop: Workshop, tmp_path: Path) -> None:
     upstream = dict(workshop.folders("adapter-only"))
-    judged = _report(True) | {"gate": {"passed": True, "reasons": [], "candidate": "adapter"}}
-    inputs = [_input(upstream[noun]) for noun in ("dataset", "adapter", "artifact")]
-    upstream["report"] = _folder(tmp_path / "report-2", "report", inputs, {"report.json": json.dumps(judged)}, {})
+    judged = report_of(True) | {"gate": {"passed": True, "reasons": [], "candidate": "adapter"}}
+    inputs = [input_of(upstream[noun]) for noun in ("dataset", "adapter", "artifact")]
+    upstream["report"] = folder_of(tmp_path / "report-2", "report", inputs, {"report.json": json.dumps(judged)}, {})
     workshop.register("adapter-only", upstream)
     with pytest.raises(GateRefused, match="judged adapter, and not an exported file"):
         promote(workshop.tracking, "adapter-only", by="ann", why="x")
@@ -314,7 +213,7 @@ def test_promote_notices_that_somebody_else_moved_champion_meanwhile(
         client(tracking).set_registered_model_alias("race", "champion", "1")
         return []
 
-    monkeypatch.setattr("potstill.tracking_versions.refusals", while_verifying)
+    monkeypatch.setattr("potstill.tracking_moves.refusals", while_verifying)
     with pytest.raises(PotstillError, match="somebody else moved"):
         promote(tracking, "race", "2", by="bob", why="at the same moment")
     assert aliases(tracking, "race")["champion"] == "1"
