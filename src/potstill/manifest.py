@@ -122,7 +122,7 @@ def write_manifest(
     files: dict[str, Json] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if name != MANIFEST and not name.endswith(".partial"):
+        if name not in (MANIFEST, "forgotten.json") and not name.endswith(".partial"):
             files[name] = {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
     manifest = Manifest(
         kind=kind,
@@ -175,9 +175,15 @@ def read_manifest(folder: Path, kind: str | None = None, *, verify: bool = True)
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
     """Refuse a folder with a missing, changed or unlisted file, naming each."""
+    from potstill.forgetting.tombstone import TOMBSTONE, struck_files
+
     faults = []
-    for name, entry in manifest.files.items():
+    for name, entry in (dict(manifest.files) | dict(struck_files(folder, manifest.digest))).items():
         path = folder / name
+        if entry is None:
+            if path.exists():
+                faults.append(f"{name}: is there, but was deleted because it quoted what was forgotten")
+            continue
         if not path.resolve().is_relative_to(folder.resolve()):
             faults.append(f"{name}: stands outside the folder")
         elif not path.is_file():
@@ -186,7 +192,7 @@ def verify_files(folder: Path, manifest: Manifest) -> None:
             faults.append(f"{name}: {path.stat().st_size} bytes, expected {entry['size_bytes']}")
         elif (found := sha256_file(path)) != entry["sha256"]:
             faults.append(f"{name}: sha256 {found[:12]}…, expected {entry['sha256'][:12]}…")
-    listed = set(manifest.files) | {MANIFEST}
+    listed = set(manifest.files) | {MANIFEST, TOMBSTONE}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in listed and not name.endswith(".partial"):

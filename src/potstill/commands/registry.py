@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from potstill.tracking import default_uri, open_tracking
+from potstill.tracking_forgotten import heed_version
 from potstill.tracking_versions import promote, rollback
 
 if TYPE_CHECKING:
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 def promote_command(arguments: argparse.Namespace) -> int:
     """Move `champion` to a version (default: `candidate`); refused when its gate did not pass."""
     name, _, version = arguments.model.removeprefix("models:/").partition("/")
+    uri = f"models:/{name}/{version}" if version else f"models:/{name}@candidate"
+    heed_version(_tracking(arguments), uri, f"promote: {uri}")
     return _done(arguments, promote(_tracking(arguments), name, version or None, by=_by(arguments), why=arguments.why))
 
 

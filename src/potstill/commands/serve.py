@@ -27,8 +27,10 @@ def serve_command(arguments: argparse.Namespace) -> int:
         shipped = str(found.version.tags.get("shipped") or "")
         if settings.format is None and shipped.startswith("artifact:"):
             settings = settings.model_copy(update={"format": shipped.removeprefix("artifact:")})
+    from potstill.forgetting.tombstone import heed
     from potstill.serving.run import serve
 
+    heed(artifact, f"serve: {artifact.name}")
     serve(artifact, settings, name, work / "captured" / (name.partition("@")[0] or "unnamed"))
     return 0
 
