@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from distillation.relabel.ledger import Ledger, Paid
+from distillation.runtime import LocalRuntime
 from potstill import cli
 from potstill.manifest import Input, Manifest, read_manifest, write_manifest
 from potstill.pipeline import newest
@@ -29,6 +30,9 @@ base_model: {base}
 work_dir: work
 distill: {{sources: [{sources}], split: {{test: 0.3, validation: 0.1}}, damaged_limit: 0.5}}
 """
+
+
+TALKS = dict(zip((7, 17, 27, 37, 47), ("w2", "w4", "w6", "w7", "w8"), strict=True))  # all fall into training
 
 
 @dataclass
@@ -72,6 +76,7 @@ def contents(path: Path) -> bytes:
 
 def distil(root: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setitem(sys.modules, "tokenizers", None)
+    patch.setattr("distillation.run.runtime_of", lambda kind: LocalRuntime(1))
     patch.chdir(root)
     assert cli.main(["distill", str(root / "recipe.yaml"), "--no-track", "--json"]) == 0
 
@@ -105,7 +110,7 @@ def users_log() -> list[Json | str]:
     for at in (7, 17, 27, 37, 47):
         text = {27: said(3)}.get(at, secret(at))
         line = exchange(at, text=text)
-        line["metadata"]["user"] = "walter-u7"
+        line["metadata"] = {"user": "walter-u7", "conversation": TALKS[at]}
         lines[at] = line
     lines.append(exchange(70, text=secret(17)))  # of another user, folded into u7's row or u7's into it
     broken = json.dumps(lines[7])[:-40]
@@ -116,8 +121,10 @@ def add_descendants(place: Place, answer_row: str, learnt_text: str) -> dict[str
     """Adapter, artifact and report folders that quote a row, cached answers, a ledger, a page, an unfinished folder."""
     home, old = place.work / "mail", read_manifest(place.old)
     made: dict[str, Manifest] = {"dataset": old}
-    golden = [{"messages": [{"role": "user", "content": text}], "tools": [], "text": f"<user>{text}", "token_ids": [1, 2]}
-              for text in (learnt_text, said(1))]  # fmt: skip
+    golden = [
+        {"messages": [{"role": "user", "content": text}], "tools": [], "text": f"<user>{text}", "token_ids": [1, 2]}
+        for text in (learnt_text, said(1))
+    ]
     for noun, source in (("adapter", "dataset"), ("artifact", "adapter"), ("report", "artifact")):
         folder = home / f"{noun}-{noun:_<10}"
         folder.mkdir()

@@ -149,15 +149,16 @@ def test_killed_at_any_step_the_same_request_goes_on_to_the_same_end(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps: list[str] = []
+    captured = exchange(90, text=secret(90), metadata={"user": USER, "conversation": "k90"})
     at = 0
     while True:
         root = tmp_path_factory.mktemp("killed")
-        made = make_place(root, monkeypatch, users_log(), [exchange(90, text=secret(90), metadata={"user": USER})])
+        made = make_place(root, monkeypatch, users_log(), [captured])
         row = learnt_row(made)
         add_descendants(made, row, secret(int(row[1:])))
         taken: list[str] = []
 
-        def kill(step: str) -> None:
+        def kill(step: str, taken: list[str] = taken, at: int = at) -> None:
             taken.append(step)
             if len(taken) > at:
                 raise Killed

@@ -17,11 +17,15 @@ Key = tuple[str, str, str]
 WIDTH, HEIGHT, ACROSS, DOWN, MARGIN = 224, 62, 84, 18, 24
 LETTERS = 30  # of a line in a box
 PASSES = 6
-COLOURS: Mapping[str, str] = {
-    "traffic": "#8a8f98", "captured": "#8a8f98", "exchange": "#8a8f98", "conversation": "#8a8f98",
-    "feedback": "#c77d00", "answer": "#c77d00", "dataset": "#2f7fd1", "adapter": "#7a4fd0", "artifact": "#128a6b", "report": "#c0392b",
+COLOURS: Mapping[str, str] = dict.fromkeys(("traffic", "captured", "exchange", "conversation"), "#8a8f98") | {
+    "feedback": "#c77d00",
+    "answer": "#c77d00",
+    "dataset": "#2f7fd1",
+    "adapter": "#7a4fd0",
+    "artifact": "#128a6b",
+    "report": "#c0392b",
     "version": "#1f9d3a",
-}  # fmt: skip
+}
 STYLE = """
 .lineage{font:13px/1.3 system-ui,sans-serif;background:#fff;--ink:#1b1f24;--soft:#59636e;--box:#f6f8fa;--line:#9aa4af}
 .lineage rect.box{fill:var(--box)} .lineage text{fill:var(--ink)} .lineage .soft{fill:var(--soft);font-size:11px}
