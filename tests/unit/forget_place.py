@@ -129,7 +129,7 @@ def add_descendants(place: Place, answer_row: str, learnt_text: str) -> dict[str
         folder = home / f"{noun}-{noun:_<10}"
         folder.mkdir()
         if noun != "report":
-            (folder / "contract.json").write_text(json.dumps({"task": {}, "golden": golden}, indent=1))
+            (folder / "contract.json").write_text(json.dumps({"task": {"of": noun}, "golden": golden}, indent=1))
         else:
             (folder / "report.json").write_text(
                 json.dumps({"rows": {"gold_faults": [{"id": answer_row, "reason": "x"}]}})

@@ -34,8 +34,8 @@ class Needles:
                 found._add(form.encode("utf-8", "surrogatepass"))
         for each in ids:
             plain = each.encode("utf-8", "surrogatepass")
-            for form in [plain] if len(plain) >= WORD else [b'"' + plain + b'"', b"&#34;" + plain + b"&#34;"]:
-                found._add(form)
+            for whole in [plain] if len(plain) >= WORD else [b'"' + plain + b'"', b"&#34;" + plain + b"&#34;"]:
+                found._add(whole)
         return found
 
     def _add(self, form: bytes) -> None:

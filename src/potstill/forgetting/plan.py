@@ -92,21 +92,20 @@ def find_traces(work: Path, wanted: Wanted) -> Plan:
     for _ in range(ROUNDS):
         grew = False
         for path in captured:
-            found, more = edits_of(path, wanted)
-            edits[path], grew = len(found), grew or more
+            these, more = edits_of(path, wanted)
+            edits[path], grew = len(these), grew or more
         for address in foreign:
-            lines[address], more = foreign_lines(address, wanted)
+            count, more = foreign_lines(address, wanted)
+            lines[address] = count
             grew |= more
         for folder, _ in datasets:
             grew |= read_dataset(folder, wanted)
         if not grew:
             break
-    for path, count in edits.items():
-        if count:
-            plan.traces.append(Trace("captured traffic", _name(path, work), "blank", count, sha256_file(path)))
-    for address, count in lines.items():
-        if count:
-            plan.traces.append(Trace("log", address, "suppress", count))
+    for path, changed in edits.items():
+        if changed:
+            plan.traces.append(Trace("captured traffic", _name(path, work), "blank", changed, sha256_file(path)))
+    plan.traces += [Trace("log", address, "suppress", count) for address, count in lines.items() if count]
     needles = needles_of(wanted)
     plan.recipes = sorted(_readers(datasets, lines, {path for path, _ in datasets if _holds(path, wanted)}))
     plan.traces += _files(work, plan, needles)
@@ -243,7 +242,8 @@ def _marks(work: Path, plan: Plan, datasets: Sequence[tuple[Path, Manifest]]) ->
     while grew:
         grew = False
         for _, manifest in plan.folders:
-            worst = max((fate[each.digest] for each in manifest.inputs if each.digest in fate), key=_rank, default=None)
+            inherited = [fate[each.digest] for each in manifest.inputs if each.digest in fate]
+            worst = max(inherited, key=_rank) if inherited else None
             if worst is not None and _rank(worst) > _rank(fate.get(manifest.digest)):
                 fate[manifest.digest], grew = worst, True
     for folder, manifest in plan.folders:

@@ -81,7 +81,7 @@ class Wanted:
             return True
         if self.kind == "user" and self.names.intersection(users_of(request, metadata)):
             return True
-        begins = self.beginnings.get(conversation)
+        begins = self.beginnings.get(conversation, set())
         return bool(begins) and not begins.isdisjoint(_beginnings(request.get("messages") or []))
 
     def take(

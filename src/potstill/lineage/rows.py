@@ -70,7 +70,8 @@ def _given_by(answered: Json | None, known: Known) -> list[Node]:
     digest = str((answered or {}).get("metadata", {}).get("artifact") or "")
     if not digest:
         return []
-    found = next(((path, each) for path, each in known.folders if each.digest.startswith(digest)), None)
+    artifacts = [each for each in known.folders if each[1].kind == "artifact"]
+    found = next(((path, each) for path, each in artifacts if each.digest.startswith(digest)), None)
     if found is None:
         return [Node("artifact", digest, "not in this working folder")]
     return [of_folder(*found, known, forward=False)]
@@ -125,12 +126,14 @@ def standing(folder: Path, manifest: Manifest, thing: str) -> Standing | None:
     return Standing(folder, manifest, None, None, reason) if reason else None
 
 
-def _filtered(path: Path, column: str, values: Sequence[str]) -> list[Json]:
+def _filtered(path: Path, column: str, values: Sequence[str] | Sequence[int]) -> list[Json]:
+    import pyarrow as pa
+    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
     wanted = [each for each in ("member", "row", "split", "conversation", "id", "reason") if each != column]
     names = [each for each in wanted if each in pq.read_schema(path).names]
-    filters: Any = [(column, "in", list(values))]
+    filters: Any = pc.field(column).isin(pa.array(values, pq.read_schema(path).field(column).type))
     found: list[Json] = pq.read_table(path, columns=[column, *names], filters=filters).to_pylist()
     return found
 
@@ -144,6 +147,7 @@ def _reason(folder: Path, thing: str) -> str:
 def _taken_into(each: Standing, thing: str, known: Known) -> Node:
     """The dataset with what became of the exchange in it, and what followed from that."""
     following = made_of(each.manifest.digest, known)
+    into: tuple[Node, ...]
     if each.split is None:
         words, into = f"left out: {each.reason or 'another row was kept'}", ()
     elif each.split in LEARNT:
@@ -166,7 +170,7 @@ def _of_conversation(thing: str, datasets: Sequence[tuple[Path, Manifest]]) -> N
     """The exchanges of a conversation in the newest dataset that knows it."""
     for folder, _ in reversed(datasets):
         path = folder / MEMBERS
-        rows = _filtered(path, "conversation", [hash64(thing)]) if path.is_file() else []  # type: ignore[list-item]
+        rows = _filtered(path, "conversation", [hash64(thing)]) if path.is_file() else []
         if rows:
             words = [f"{each['split']} as {each['row']}" if each["split"] else "left out" for each in rows]
             children = [Node("exchange", str(each["member"]), said) for each, said in zip(rows, words, strict=True)]
