@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 MEMBERS = "members.parquet"
-_DERIVED = re.compile(r"[~#]\d+$")
+_DERIVED = re.compile(r"([~#]\d+|:(un)?desirable)$")
+_PAIR = re.compile(r"(?:correction|thumbs|regenerated):(.+)$", re.DOTALL)
 
 
 def members_schema() -> pa.Schema:
@@ -34,11 +35,17 @@ def hash64(text: str) -> int:
 
 
 def exchange_ids(row: str) -> list[str]:
-    """The ids of the exchange that a row may come from: its own, or without what derived rows put behind it.
+    """The ids of the exchanges that a row may come from: its own, or without what derived rows put around it.
 
-    `ID~2` is a further answer to ID, `ID#3` a turn of its history; an id may end so by itself, hence both.
+    `ID~2` is a further answer to ID, `ID#3` a turn of its history, `ID:desirable` an opinion on it,
+    `correction:ID` and `regenerated:ID:OTHER` pairs of answers; an id may look so by itself, hence all of them.
     """
     found = [row]
     while _DERIVED.search(found[-1]):
         found.append(_DERIVED.sub("", found[-1]))
+    if ":" in row and (pair := _PAIR.match(row)):
+        rest = pair.group(1)
+        found.append(rest)
+        cuts = [at for at, each in enumerate(rest) if each == ":"]
+        found += [part for at in cuts for part in (rest[:at], rest[at + 1 :])]
     return found

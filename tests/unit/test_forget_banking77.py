@@ -28,6 +28,7 @@ work_dir: work
 distill:
   sources: [{{path: {log}, format: openai_pairs}}, {{path: {captured}/exchanges-*.jsonl, format: openai_pairs}}]
   prompt: internalise
+  audit: {{enabled: false}}
   split: {{test: {{where: {{metadata.split: test}}}}, validation: 0.05}}
 """
 

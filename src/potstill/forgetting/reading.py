@@ -14,9 +14,9 @@ from typing import IO, Any
 
 from potstill.errors import ManifestMismatch
 from potstill.feedback_join import EXCHANGES, FEEDBACK
-from potstill.forgetting.wanted import Wanted, answers_of, exchange_parts, said
+from potstill.forgetting.wanted import SHORTEST_TEXT, Wanted, answers_of, exchange_parts, said
 from potstill.manifest import MANIFEST, Manifest, read_manifest
-from potstill.members import MEMBERS
+from potstill.members import MEMBERS, exchange_ids
 from potstill.records import Json
 
 _HEADS = (EXCHANGES.partition("*")[0], FEEDBACK.partition("*")[0])
@@ -232,14 +232,20 @@ def _read_rows(path: Path, wanted: Wanted, asked: str) -> bool:
     import orjson
 
     grew = False
-    answers = [name for name in ("answer", "teacher_text", "chosen", "rejected") if name in column_names(path)]
+    columns = column_names(path)
+    answers = [name for name in ("answer", "teacher_text", "chosen", "rejected") if name in columns]
+    judged = bool(columns & {"chosen", "desirable"})  # of two exchanges perhaps, of which one is somebody else's
     for batch in batches(path, ["id", "conversation", "metadata", asked, *answers]):
         for row in batch.to_pylist():
             metadata = orjson.loads(row["metadata"])
             metadata = {"conversation": row["conversation"]} | metadata
             messages = orjson.loads(row[asked])
-            if wanted.takes(row["id"], {"messages": messages}, metadata):
-                grew |= wanted.take(row["id"], messages, metadata, [row[name] for name in answers])
+            if judged:
+                if wanted.has_id(row["id"]):
+                    wanted.texts |= said(messages) | {row[name] for name in answers if len(row[name]) >= SHORTEST_TEXT}
+            elif wanted.takes(row["id"], {"messages": messages}, metadata):
+                logged = next((each for each in exchange_ids(row["id"]) if each in wanted.ids), row["id"])
+                grew |= wanted.take(logged, messages, metadata, [row[name] for name in answers])
             else:
                 wanted.common |= (said(messages) | {row[name] for name in answers}) & wanted.texts
     return grew

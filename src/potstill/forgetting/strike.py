@@ -60,8 +60,6 @@ def going(batch: Any, wanted: Wanted) -> tuple[Any, dict[str, Any]]:
         return out, {}
     ids = batch[key].to_pylist()
     out = np.array([wanted.has_id(each) for each in ids], bool)
-    if {"chosen", "rejected"} <= names or "desirable" in names:  # of several exchanges, of which `id` names one
-        out |= np.array([each in wanted.conversations for each in batch["conversation"].to_pylist()], bool)
     if {"step", "row"} <= names:
         texts = batch["row"].to_pylist()
         out |= np.array(
@@ -96,8 +94,7 @@ def count_rows(path: Path, wanted: Wanted) -> tuple[int, bool]:
     names = column_names(path)
     if not names & {"id", "member"}:
         return 0, False
-    columns = names & {"id", "member", "row", "step", "reason", "evidence", "conversation", "chosen", "rejected",
-                       "desirable"}  # fmt: skip
+    columns = names & {"id", "member", "row", "step", "reason", "evidence"}
     rows, changes = 0, False
     for batch in batches(path, sorted(columns)):
         out, mended = going(batch, wanted)

@@ -72,7 +72,8 @@ def draw(node: Node, *, page: bool = False) -> str:
     return (
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1"><style>:root{color-scheme:light dark}'
-        "body{margin:16px;font:14px system-ui,sans-serif}div{overflow-x:auto}pre{overflow-x:auto}</style>"
+        "body{margin:16px;font:14px system-ui,sans-serif}div,pre{overflow-x:auto}"
+        "svg{width:100%;height:auto;min-width:900px;max-width:fit-content}</style>"
         f"<h1>{title}</h1><div>{svg}</div><pre>{escape(node.to_text())}</pre></html>\n"
     )
 
