@@ -7,35 +7,34 @@ from collections.abc import Mapping
 from potstill.errors import GateRefused
 from potstill.progress import say
 from potstill.tracking import Tracking, client
-from potstill.tracking_versions import find_version, version_folder
+from potstill.tracking_versions import find_version
 
-TAG = "potstill.forgotten"
-NOUNS = ("adapter", "artifact", "report", "dataset")
+TAG, REFUSE = "forgotten", "forgotten_refuse"
+NOUNS = ("adapter", "artifact", "report", "dataset")  # the gravest first
 
 
-def tag_versions(tracking: Tracking, marked: Mapping[str, str], record: str) -> int:
-    """Tag every version that names one of these content digests with what was said of it; returns how many."""
+def tag_versions(tracking: Tracking, marked: Mapping[str, str], record: str, *, refuse: bool) -> int:
+    """Tag every version that names one of these content digests with what is said of it; returns how many.
+
+    A tag that says `refuse` is not taken back by a later request that only warns.
+    """
     api, count = client(tracking), 0
     for each in api.search_model_versions():
         found = [marked[digest] for noun in NOUNS if (digest := each.tags.get(f"potstill.{noun}")) in marked]
-        if found:
-            api.set_model_version_tag(each.name, each.version, TAG, f"{found[0]} (forgotten/{record})")
-            count += 1
+        if not found:
+            continue
+        api.set_model_version_tag(each.name, each.version, f"potstill.{TAG}", f"{found[0]} (forgotten/{record})")
+        if refuse:
+            api.set_model_version_tag(each.name, each.version, f"potstill.{REFUSE}", "true")
+        count += 1
     return count
 
 
 def heed_version(tracking: Tracking, uri: str, what: str) -> None:
-    """Say that a version must be made again, where its tag says so; raises GateRefused where its folders refuse."""
-    from potstill.forgetting.tombstone import heed
-
-    version = find_version(tracking, uri)
-    words = version.tags.get(TAG.removeprefix("potstill."))
-    if words is None:
+    """Say that a version must be made again, where its tag says so; raises GateRefused where it is to be refused."""
+    tags = find_version(tracking, uri).tags
+    if TAG not in tags:
         return
-    root = version_folder(tracking, version)
-    for noun in ("adapter", "artifact", "report"):
-        try:
-            heed(root / noun, f"{what} {noun}")
-        except GateRefused as refused:
-            raise GateRefused(what, refused.reasons) from refused
-    say(f"{what}: warning: {words}")
+    if tags.get(REFUSE) == "true":
+        raise GateRefused(what, [f"it {tags[TAG]}"])
+    say(f"{what}: warning: it {tags[TAG]}")

@@ -33,7 +33,7 @@ def forget_command(arguments: argparse.Namespace) -> int:
         by=arguments.by or getpass.getuser(),
         why=arguments.why or "",
         refuse=arguments.refuse,
-        tag=_tagger(arguments.tracking_uri, work),
+        tag=_tagger(arguments.tracking_uri, work, arguments.refuse),
     )
     print(json.dumps(_json(outcome.plan, outcome)) if arguments.json else _done(outcome))
     return 0
@@ -44,7 +44,7 @@ def _asked(arguments: argparse.Namespace) -> tuple[Kind, str]:
     return next((kind, value) for kind in kinds if (value := getattr(arguments, kind)))
 
 
-def _tagger(uri: str | None, work: Path) -> Callable[[Sequence[Trace], str], int] | None:
+def _tagger(uri: str | None, work: Path, refuse: bool) -> Callable[[Sequence[Trace], str], int] | None:
     """What marks registered versions: those of the address given, or of the working folder's own MLflow."""
     if uri is None and not (work / "mlflow.db").is_file():
         return None
@@ -54,7 +54,7 @@ def _tagger(uri: str | None, work: Path) -> Callable[[Sequence[Trace], str], int
         from potstill.tracking_forgotten import tag_versions
 
         marked = {each.digest: AGAIN[each.again] for each in traces if each.again is not None}
-        return tag_versions(open_tracking(uri or default_uri(work)), marked, record)
+        return tag_versions(open_tracking(uri or default_uri(work)), marked, record, refuse=refuse)
 
     return tag
 
