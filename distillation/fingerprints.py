@@ -12,6 +12,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from potstill.members import hash64 as hash64
 from potstill.prompt import joined
 from potstill.records import Message, canonical_json
 
@@ -23,11 +24,6 @@ BATCH = 64  # texts hashed at a time: their shingles stay in the processor's cac
 _SPACE = re.compile(r"\W+")
 _BEHIND = "  "
 _ASCII = bytes(each if chr(each).isalnum() or chr(each) == "_" else 32 for each in range(256)).lower()
-
-
-def hash64(text: str) -> int:
-    """A stable 64-bit hash, never 0 (which stands for nothing)."""
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") | 1
 
 
 def share_of(seed: int, group: str) -> float:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from potstill.errors import DamagedLine
 from potstill.feedback_join import read_feedback_line
+from potstill.forgetting.suppressed import Suppressed
 from potstill.prompt import Parts, instructions, parts_of, sha256_text
 from potstill.records import Exchange, Json, canonical_json
 from potstill.redaction import Redactor, redact_batch
@@ -50,6 +51,7 @@ class IngestPlan:
     sample_share: float
     turns: Turns = "logged"
     task: Mapping[str, Any] | None = None  # needed for turns other than the logged ones
+    forgotten: Suppressed = field(default_factory=Suppressed)
 
 
 @dataclass
@@ -84,8 +86,15 @@ def ingest(plan: IngestPlan, task: tuple[int, Block]) -> Ingested:
     logprobs: list[str | None] = []
     left: list[tuple[int, str, Exchange]] = []
     damaged: list[tuple[int, str, bytes]] = []
+    forgotten: set[str] = set()
     with clock.step("read"):
         for line, logged, written in _exchanges(plan, block, counts, damaged):
+            if plan.forgotten:
+                if plan.forgotten.holds(logged):
+                    forgotten.add(logged.id)
+                    counts["forgotten"] += 1
+                    continue
+                logged, written = _without_opinions(plan.forgotten, logged, written)
             found, text, said = set_apart(logged, written)
             reason = _unselected(plan.select, found)
             if reason is None:
@@ -101,7 +110,7 @@ def ingest(plan: IngestPlan, task: tuple[int, Block]) -> Ingested:
         originals = _originals(before, redacted)
         logprobs = still_said(logprobs, before, redacted, counts)
         rejected = _rejected(block, left, redactor)
-        torn = _damaged(block, damaged, redactor)
+        torn = _damaged(block, _not_forgotten(plan.forgotten, damaged, counts), redactor)
     with clock.step("read"):
         sample = _sample(plan, redacted)
         traces = _traces(plan, kept) if plan.turns == "every" else []
@@ -119,7 +128,8 @@ def ingest(plan: IngestPlan, task: tuple[int, Block]) -> Ingested:
         write_spool(plan.scratch, "read", number, table)
     counts["exchanges"] += len(kept) + len(left)
     counts["selected"] += len(kept)
-    asked = {each.id for each in kept} | {each.id for _, _, each in left} if block.source in plan.companions else set()
+    asked = {*forgotten, *(each.id for each in kept), *(each.id for _, _, each in left)}
+    asked = asked if block.source in plan.companions else set()
     return Ingested(
         number,
         block.file,
@@ -175,6 +185,22 @@ def _with_feedback(exchange: Json, lookup: Lookup) -> Json:
     later.sort(key=lambda each: each.time or "")
     given = exchange.get("feedback") or []
     return {**exchange, "feedback": [*given, *(each.to_json() for each in later)]} if later else exchange
+
+
+def _without_opinions(forgotten: Suppressed, exchange: Exchange, written: str | None) -> tuple[Exchange, str | None]:
+    """The exchange without what forgotten users said of it; its JSON as logged only where nothing is left out."""
+    kept = tuple(each for each in exchange.feedback if not forgotten.names("user", each.by))
+    return (exchange, written) if len(kept) == len(exchange.feedback) else (replace(exchange, feedback=kept), None)
+
+
+def _not_forgotten(
+    forgotten: Suppressed, damaged: list[tuple[int, str, bytes]], counts: Counter[str]
+) -> list[tuple[int, str, bytes]]:
+    """Damaged lines but those that name something forgotten, which are counted and kept nowhere."""
+    kept = [each for each in damaged if not forgotten.holds_text(each[2])]
+    if len(kept) < len(damaged):
+        counts["forgotten"] += len(damaged) - len(kept)
+    return kept
 
 
 def _unselected(select: Select, exchange: Exchange) -> str | None:

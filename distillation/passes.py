@@ -12,6 +12,7 @@ from potstill.dataset import SEALED, example_schema
 from potstill.errors import DamagedInput, DamagedLine
 from potstill.feedback_join import read_feedback_line
 from potstill.logprobs import LOGPROBS, schema
+from potstill.members import MEMBERS, members_schema
 from potstill.progress import Progress
 from potstill.prompt import Parts
 
@@ -26,6 +27,10 @@ from .runtime import Clock, Runtime
 from .sources import FEEDBACK, Log
 from .turns import Trace, unlogged_turns
 from .verdicts import LEFT_OUT, Verdicts
+
+FORGOTTEN = "read: forgotten"
+MEMBERS_AT_ONCE = 1_000_000
+SPLIT_NAMES = ("train", "validation", "test")
 
 
 @dataclass
@@ -108,6 +113,7 @@ def _take(work: Work, each: Ingested) -> None:
     work.found.update(each.found)
     work.clock.seconds.update(each.seconds)
     work.steps["damaged"] += len(each.damaged)
+    work.rejected.count(FORGOTTEN, each.counts["forgotten"])
     work.rejected.add(each.damaged)
     work.rejected.add(each.rejected)
 
@@ -121,6 +127,11 @@ def _orphans(work: Work, plan: IngestPlan, asked: set[str]) -> None:
             if (file, line) in seen:
                 continue
             seen.add((file, line))
+            if plan.forgotten.holds_text(text.encode()):
+                work.rejected.count(FORGOTTEN, 1)
+                work.steps["forgotten"] += 1
+                work.steps["lines"] += 1
+                continue
             try:
                 identity, _ = read_feedback_line(record)
                 if identity in asked:
@@ -212,6 +223,33 @@ def deliver_blocks(work: Work, out: Path, rows: Rows, verdicts: Verdicts) -> Non
             writer.close()
     if not any(name.startswith("logprobs") for name in work.steps):
         (out / LOGPROBS).unlink()
+    with work.clock.step("write"):
+        write_members(out, rows, verdicts)
+
+
+def write_members(out: Path, rows: Rows, verdicts: Verdicts) -> None:
+    """Say of every selected exchange which row stands for it (`potstill.members`)."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    standing = verdicts.standing()
+    place = verdicts.place[standing]
+    ids = rows.ids.combine_chunks() if len(rows.ids) else pa.array([], pa.string())
+    names = pa.array(SPLIT_NAMES, pa.string())
+    options: dict[str, Any] = {"compression": "zstd", "use_dictionary": ["split"]}
+    with pq.ParquetWriter(out / MEMBERS, members_schema(), **options) as writer:
+        for start in range(0, rows.size, MEMBERS_AT_ONCE):
+            some = slice(start, start + MEMBERS_AT_ONCE)
+            out_of_all = place[some] == LEFT_OUT
+            columns = [
+                ids[some],
+                ids.take(pa.array(standing[some], mask=out_of_all)),
+                names.take(pa.array(place[some].astype(np.int64), mask=out_of_all)),
+                pa.array(rows.numbers["user"][some]),
+                pa.array(rows.numbers["conversation"][some]),
+            ]
+            writer.write_table(pa.Table.from_arrays(columns, schema=members_schema()))
 
 
 def _slices(rows: Rows, verdicts: Verdicts) -> Any:

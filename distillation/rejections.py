@@ -60,6 +60,11 @@ class Rejections:
             row = table.slice(steps.index("damaged"), 1).to_pylist()[0]
             self.first_damaged = f"{row['source']}:{row['line']}: {row['reason']}"
 
+    def count(self, kind: str, rows: int) -> None:
+        """Count rows of which nothing may be kept."""
+        if rows:
+            self._kinds[kind] += rows
+
     def reasons(self) -> dict[str, int]:
         """How many rows each step left out for each kind of reason (what follows a colon is the row's own)."""
         return dict(sorted(self._kinds.items(), key=lambda each: (-each[1], each[0])))

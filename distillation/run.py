@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from potstill.errors import DamagedInput, NothingLearned, RecipeError
+from potstill.forgetting.suppressed import FOLDER, Suppressed, suppressed, suppressed_digest
 from potstill.manifest import Input, sha256_file
 from potstill.models import base_input
 from potstill.progress import say
@@ -63,6 +64,7 @@ from .verdicts import OWN_FILTER, OWN_REFUSAL, Verdicts, fold, seen_before
 
 NOUN: Noun = "dataset"
 NEEDS: tuple[Noun, ...] = ()
+NOTHING_FORGOTTEN = Suppressed()
 SAMPLE_BYTES = 32 * 2**20  # of the sources, looked at for standing prompts; a smaller log is looked at whole
 Share = Annotated[float, Field(ge=0, lt=1)]
 
@@ -148,11 +150,14 @@ class Settings(Section):
 
 
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
-    """The log files and the base (whose tokenizer measures the rows), by content."""
+    """The log files, the base (whose tokenizer measures the rows) and what this recipe must forget, by content."""
     check_sources(settings.sources)
     files = [each.path for each in settings.decontaminate.evaluation_files()]
     exams = [Input("evaluation file", each, sha256_file(Path(each))) for each in files]
-    return [*source_inputs(settings.sources), *exams, base_input(shared.base_model)]
+    work = shared.work_dir.parent
+    found = suppressed(work, shared.name)
+    forgotten = [Input("forgotten", str(work / FOLDER), suppressed_digest(found))] if found else []
+    return [*source_inputs(settings.sources), *exams, base_input(shared.base_model), *forgotten]
 
 
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
@@ -161,7 +166,8 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     forget_spool()
     with scratch as folder, runtime_of(settings.runtime) as runtime, Rejections(out / "rejections.parquet") as rejected:
         work = Work(Path(folder), runtime, rejected)
-        logged = read_logs(settings, shared.task_definition, redaction_key(shared.work_dir.parent), work)
+        place = shared.work_dir.parent
+        logged = read_logs(settings, shared.task_definition, redaction_key(place), work, suppressed(place))
         standing = find_rule(logged.sample, logged.originals)
         rule = standing if settings.prompt == "internalise" else PromptRule()
         rows = describe_rows(settings, shared, work, logged, standing)
@@ -175,8 +181,10 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     return write_card(shared, out, facts)
 
 
-def read_logs(settings: Settings, task: Json, key: bytes, work: Work) -> Logged:
-    """Every readable, selected exchange, redacted, in the spool."""
+def read_logs(
+    settings: Settings, task: Json, key: bytes, work: Work, forgotten: Suppressed = NOTHING_FORGOTTEN
+) -> Logged:
+    """Every readable, selected exchange that was not forgotten, redacted, in the spool."""
     import os
 
     logs, companions = open_logs(settings.sources, work.scratch)
@@ -190,6 +198,7 @@ def read_logs(settings: Settings, task: Json, key: bytes, work: Work) -> Logged:
         sample_share=min(1.0, SAMPLE_BYTES / max(size, 1)),
         turns=settings.turns,
         task=task,
+        forgotten=forgotten,
     )
     return ingest_logs(work, plan, logs, settings.damaged_limit)
 

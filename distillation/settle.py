@@ -47,7 +47,8 @@ def learn_whole(rows: Rows, verdicts: Verdicts) -> None:
         for identity, learn in found.learn.items():
             verdicts.whole[at[identity]] = learn == "conversation"
         for identity, reason in found.left_out.items():
-            verdicts.leave_out([at[identity]], "turns", reason)
+            words, _, longer = reason.partition(": ")
+            verdicts.leave_out([at[identity]], "turns", f"{words}:", [at[longer]])
 
 
 def decontaminate(settings: Decontaminate, redact: Redact, work: Work, rows: Rows, verdicts: Verdicts) -> None:

@@ -81,6 +81,16 @@ class Verdicts:
             if self.place[row] == LEFT_OUT and int(self.reason[row]) in codes:
                 self.place[row], self.reason[row] = self.before[row], -1
 
+    def standing(self) -> Any:
+        """For each row the one that stands for it in the end: itself, or its twin's twin; shape (rows,), int64."""
+        import numpy as np
+
+        own = np.arange(len(self.twin))
+        found = np.where((self.place == LEFT_OUT) & (self.twin >= 0), self.twin, own)
+        while (found[found] != found).any():
+            found = found[found]
+        return found
+
     def learning(self) -> Any:
         """Mask of the rows of training and validation."""
         return (self.place == TRAIN) | (self.place == VALIDATION)

@@ -45,6 +45,7 @@ def relabel(settings: Relabel, task: Task, rows: Sequence[RelabelRow], cache: Pa
     """
     with Ledger(cache / "relabel.sqlite", round(settings.budget_usd * PICO)) as ledger:
         cases = open_cases(settings, task, rows)
+        ledger.asked_for((ask.key, case.row.id) for case in cases for ask in case.asks)
         tally = ask_all([ask for case in cases for ask in case.asks], settings.teacher, settings, ledger)
         for case in cases:
             read_samples(task, case, ledger, tally)
@@ -120,6 +121,8 @@ def judge(settings: Relabel, cases: Sequence[Case], ledger: Ledger, tally: Tally
     open_to_judge = [case for case in cases if case.decided is not None and len(case.found) > 1]
     asks = [judge_asks(settings, case.row, case.found) for case in open_to_judge]
     flat = [ask for each in asks for ask in each]
+    rows = zip(open_to_judge, asks, strict=True)
+    ledger.asked_for((ask.key, case.row.id) for case, each in rows for ask in each)
     tally.add(ask_all(flat, settings.judge_teacher, settings, ledger))
     for case, each in zip(open_to_judge, asks, strict=True):
         case.judged = verdict(case.row, case.found, [ledger.answer(ask.key) for ask in each])

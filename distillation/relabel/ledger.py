@@ -17,7 +17,7 @@ from __future__ import annotations
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -227,6 +227,12 @@ class Ledger:
         """How many sends of these requests a kill left without a known outcome, ever."""
         found = (self.read("SELECT orphaned FROM request WHERE key = ?", key) for key in keys)
         return sum(row[0] for rows in found for row in rows)
+
+    def asked_for(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Remember (key, row), for which rows a request is made: what is answered about a row is forgotten with it."""
+        with self.transaction() as db:
+            db.execute("CREATE TABLE IF NOT EXISTS asked (key TEXT, row TEXT, PRIMARY KEY (key, row)) WITHOUT ROWID")
+            db.executemany("INSERT OR IGNORE INTO asked VALUES (?, ?)", pairs)
 
     def in_batches(self) -> list[tuple[str, str]]:
         """Key and batch of every request that a batch holds."""

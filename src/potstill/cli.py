@@ -94,10 +94,22 @@ def parser() -> argparse.ArgumentParser:
     prune.add_argument("--tracking-uri", help="MLflow address (default: that of the working folder)")
     prune.add_argument("--by", help="who (default: MLFLOW_TRACKING_USERNAME, else the user of this machine)")
 
-    lineage = _command(commands, "lineage", "where a thing comes from and what was made of it", "look:lineage_command")
-    lineage.add_argument("thing", help="a folder, a file, a hash, or models:/NAME@ALIAS")
+    lineage = _command(commands, "lineage", "where a thing comes from, what was made of it", "lineage:lineage_command")
+    lineage.add_argument("thing", help="an answer's or row's id, a folder, a file, a hash, or models:/NAME@ALIAS")
     lineage.add_argument("--work-dir", default="work", help="where the folders of all recipes stand")
     lineage.add_argument("--tracking-uri", help="MLflow address (default: that of the working folder)")
+    lineage.add_argument("--picture", metavar="FILE", help="draw it too: FILE.svg, or a page FILE.html")
+
+    forget = _command(commands, "forget", "find all that a user left; take it out and mark", "forget:forget_command")
+    whom = forget.add_mutually_exclusive_group(required=True)
+    for name in ("user", "exchange", "conversation"):
+        whom.add_argument(f"--{name}", metavar="ID", help=f"the {name} to forget")
+    forget.add_argument("--yes", action="store_true", help="do it (without: show the plan, change nothing)")
+    forget.add_argument("--refuse", action="store_true", help="serve and promote refuse what must be retrained")
+    forget.add_argument("--why", help="kept in the record")
+    forget.add_argument("--by", help="who (default: the user of this machine)")
+    forget.add_argument("--work-dir", default="work", help="where the folders of all recipes stand")
+    forget.add_argument("--tracking-uri", help="MLflow address (default: that of the working folder)")
 
     seeds = _command(commands, "seeds", "reports of several training seeds, combined", "seeds:seeds")
     seeds.add_argument("reports", nargs="+", metavar="REPORT", help="report folders, one a seed, of the same rows")

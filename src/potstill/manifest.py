@@ -128,7 +128,7 @@ def write_manifest(
     files: dict[str, Json] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if name != MANIFEST and not name.endswith(".partial"):
+        if name not in (MANIFEST, "forgotten.json") and not name.endswith(".partial"):
             files[name] = {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
     manifest = Manifest(
         kind=kind,
@@ -184,13 +184,19 @@ def read_manifest(folder: Path, kind: str | None = None, *, verify: bool = True)
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
     """Refuse a folder with a missing, changed, unlisted or linked file, or another folder's signature, naming each."""
+    from potstill.forgetting.tombstone import TOMBSTONE, struck_files
+
     faults = []
     digests = {MANIFEST: sha256_file(folder / MANIFEST)}
-    for name, entry in manifest.files.items():
-        fault = _file_fault(folder, name, entry)
+    for name, entry in (dict(manifest.files) | dict(struck_files(folder, manifest.digest))).items():
+        if entry is None:
+            quoted = (folder / name).exists()
+            fault = "is there, but was deleted because it quoted what was forgotten" if quoted else None
+        else:
+            fault = _file_fault(folder, name, entry)
+            digests.setdefault(name, str(entry.get("sha256")))
         faults += [f"{ascii(name)[1:-1]}: {fault}"] if fault else []
-        digests.setdefault(name, str(entry.get("sha256")))
-    listed = set(manifest.files) | {MANIFEST, SIGNATURE}
+    listed = set(manifest.files) | {MANIFEST, SIGNATURE, TOMBSTONE}
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():

@@ -251,9 +251,7 @@ def test_versions_at_an_address_that_is_not_asked_keep_all_they_were_made_from(
     assert why["adapter-1"].endswith("was made from it")
 
 
-def test_trials_of_a_sweep_and_unfinished_training_stay(
-    workshop: Workshop, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_trials_of_a_sweep_and_unfinished_training_stay(workshop: Workshop, capsys: pytest.CaptureFixture[str]) -> None:
     sweep = workshop.work / "pot" / "sweeps" / "abc"
     sweep.mkdir(parents=True)
     (sweep / "sweep.json").write_text(json.dumps({"trials": [{"folder": "adapter-1"}, {"folder": None}]}))

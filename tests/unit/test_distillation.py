@@ -360,7 +360,7 @@ def test_dataset_folder_holds_what_its_readers_expect(whole: Whole) -> None:
     facts, out = whole([exchange(at) for at in range(40)])
     assert NOUN == "dataset"
     assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()) == [
-        "audit.parquet", "card.md", "opinions.parquet", "preferences.parquet", "rejections.parquet",
+        "audit.parquet", "card.md", "members.parquet", "opinions.parquet", "preferences.parquet", "rejections.parquet",
         "sealed/test.parquet", "train.parquet", "validation.parquet",
     ]  # fmt: skip
     rule = PromptRule.from_json(facts["prompt_rule"])

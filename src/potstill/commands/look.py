@@ -1,4 +1,4 @@
-"""Commands that look and change nothing: status, lineage, doctor, schema (check has a file of its own)."""
+"""Commands that look and change nothing: status, doctor, schema (check and lineage have files of their own)."""
 
 from __future__ import annotations
 
@@ -40,21 +40,6 @@ def status(arguments: argparse.Namespace) -> int:
             print(f"{each['created']}  {each['folder']}  {each['digest'][:12]}")
         for each in stages:
             print(f"{each['stage']}: {'up to date' if each['up_to_date'] else 'would run'}, {each['why']}")
-    return 0
-
-
-def lineage_command(arguments: argparse.Namespace) -> int:
-    """The way back to the traffic log's hash, and forward to what was made."""
-    from potstill.lineage import lineage
-
-    work = Path(arguments.work_dir).resolve()
-    uri = arguments.tracking_uri
-    if uri is None and arguments.thing.startswith("models:/"):
-        from potstill.tracking import default_uri
-
-        uri = default_uri(work)
-    node = lineage(arguments.thing, work, uri)
-    print(json.dumps(node.to_json()) if arguments.json else node.to_text())
     return 0
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from potstill.tracking import default_uri, open_tracking
+from potstill.tracking_forgotten import heed_version
 from potstill.tracking_moves import history, promote, rollback
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ def promote_command(arguments: argparse.Namespace) -> int:
     """Move `champion` to a version (default: `candidate`); refused when its gate did not pass."""
     name, _, version = arguments.model.removeprefix("models:/").partition("/")
     found = _tracking(arguments)
+    uri = f"models:/{name}/{version}" if version else f"models:/{name}@candidate"
+    heed_version(found, uri, f"promote: {uri}")
     move = promote(found, name, version or None, by=who(arguments), why=arguments.why, expect=arguments.expect)
     return _done(arguments, move)
 

@@ -20,16 +20,21 @@ def serve_command(arguments: argparse.Namespace) -> int:
     artifact = Path(arguments.artifact)
     if arguments.artifact.startswith("models:/"):
         from potstill.tracking import default_uri, open_tracking
+        from potstill.tracking_forgotten import heed_version
         from potstill.tracking_versions import resolve_model_uri
 
-        found = resolve_model_uri(open_tracking(uri or default_uri(work)), arguments.artifact)
+        tracking = open_tracking(uri or default_uri(work))
+        heed_version(tracking, arguments.artifact, f"serve: {arguments.artifact}")
+        found = resolve_model_uri(tracking, arguments.artifact)
         artifact = found.artifact
         name = f"{found.version.model}@{found.version.version}"
         shipped = str(found.version.tags.get("shipped") or "")
         if settings.format is None and shipped.startswith("artifact:"):
             settings = settings.model_copy(update={"format": shipped.removeprefix("artifact:")})
+    from potstill.forgetting.tombstone import heed
     from potstill.serving.run import serve
 
+    heed(artifact, f"serve: {artifact.name}")
     serve(artifact, settings, name, capture_folder(work, name))
     return 0
 

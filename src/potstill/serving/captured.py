@@ -35,7 +35,7 @@ def _lines(folder: Path, pattern: str) -> Iterator[tuple[str, Json]]:
     for path in sorted(folder.glob(pattern)):
         with path.open("rb") as stream:
             for number, line in enumerate(stream, 1):
-                if not line.endswith(b"\n"):
+                if not line.endswith(b"\n") or line.isspace():  # blank: forgotten since
                     continue
                 try:
                     found = orjson.loads(line)

@@ -1,8 +1,8 @@
 """Where something comes from, and what was made of it: manifests followed by digest, back to the traffic log's hash.
 
 Manifests name their inputs by content, so the way back needs no database: a folder, a file, any hash that a manifest
-holds, or the artifact digest that an answer carries will do. A version (`models:/...`) brings its digests and its own
-copies of the manifests along, so that it can be followed even where the working folder is gone.
+holds, the id of a served answer, of a logged exchange or of a row will do. A version (`models:/...`) brings its digests
+and its own copies of the manifests along, so that it can be followed even where the working folder is gone.
 """
 
 from __future__ import annotations
@@ -55,8 +55,16 @@ class Node:
         return list(found.values())
 
 
+NAMED = ("answer", "exchange", "conversation", "feedback")  # by an id of their own, not by a hash of their content
+
+
+def short_name(node: Node) -> str:
+    """The first digits of its hash, or the id that it is called by."""
+    return node.digest if node.kind in NAMED else node.digest[:12]
+
+
 def _label(node: Node) -> str:
-    return f"{node.kind} {node.digest[:12]}  {node.path}".rstrip()
+    return f"{node.kind} {short_name(node)}  {node.path}".rstrip()
 
 
 def _draw(lines: list[str], nodes: Sequence[Node], indent: str, way: str, opened: set[tuple[str, str]]) -> None:
@@ -71,7 +79,7 @@ def _draw(lines: list[str], nodes: Sequence[Node], indent: str, way: str, opened
 
 
 @dataclass(frozen=True, slots=True)
-class _Known:
+class Known:
     """Every manifest found, folder and manifest."""
 
     folders: tuple[tuple[Path, Manifest], ...]
@@ -83,19 +91,29 @@ class _Known:
 
 
 def lineage(thing: str, work_dir: Path, tracking_uri: str | None = None) -> Node:
-    """The tree of `thing`: `models:/NAME@ALIAS`, a folder, a file, or the first six or more digits of a hash.
+    """The tree of `thing`: `models:/NAME@ALIAS`, a folder, a file, the first six or more digits of a hash, or the id of
+    an answer, a logged exchange, a row or a conversation.
 
     Raises RecipeError when nothing is known under that name, or more than one thing is.
     """
-    known = _Known(tuple(_manifests(work_dir)))
+    known = Known(tuple(_manifests(work_dir)))
     if thing.startswith("models:/"):
         return _of_version(thing, known, tracking_uri)
     path = Path(thing)
     if (path / MANIFEST).is_file():
         manifest = read_manifest(path, verify=False)
-        return _of_folder(path, manifest, _Known(((path, manifest), *known.folders)))
-    digest = sha256_file(path) if path.is_file() else thing.lower()
-    return _of_digest(digest, thing, known)
+        return of_folder(path, manifest, Known(((path, manifest), *known.folders)))
+    if path.is_file():
+        return _of_digest(sha256_file(path), thing, known)
+    from potstill.lineage.rows import of_id
+
+    try:
+        return _of_digest(thing.lower(), thing, known)
+    except RecipeError:
+        found = of_id(thing, known, work_dir)
+        if found is None:
+            raise
+        return found
 
 
 def _manifests(work_dir: Path) -> Iterable[tuple[Path, Manifest]]:
@@ -111,7 +129,7 @@ def _manifests(work_dir: Path) -> Iterable[tuple[Path, Manifest]]:
                 continue  # another program's manifest.json
 
 
-def _of_version(uri: str, known: _Known, tracking_uri: str | None) -> Node:
+def _of_version(uri: str, known: Known, tracking_uri: str | None) -> Node:
     from potstill.tracking import open_tracking
     from potstill.tracking_versions import find_version, version_folder
 
@@ -121,36 +139,38 @@ def _of_version(uri: str, known: _Known, tracking_uri: str | None) -> Node:
     version = find_version(tracking, uri)
     root = version_folder(tracking, version)
     copies = [(path.parent, read_manifest(path.parent, verify=False)) for path in sorted(root.glob(f"*/{MANIFEST}"))]
-    known = _Known((*copies, *known.folders))  # its own first: equal content can have another origin
+    known = Known((*copies, *known.folders))  # its own first: equal content can have another origin
     made_from = []
     for noun in ("report", "artifact"):
         if digest := version.tags.get(noun):
-            made_from.append(_origin(Input(noun, "", digest), known))
+            made_from.append(origin(Input(noun, "", digest), known))
     alias = f" ({', '.join(version.aliases)})" if version.aliases else ""
     return Node("version", version.tags.get("artifact", ""), f"{version.uri}{alias}", tuple(made_from))
 
 
-def _of_folder(path: Path, manifest: Manifest, known: _Known) -> Node:
+def of_folder(path: Path, manifest: Manifest, known: Known, forward: bool = True) -> Node:
+    """A finished folder with its origins and, `forward`, what was made of it."""
     return Node(
         manifest.kind,
         manifest.digest,
         str(path),
-        tuple(_origin(each, known, (manifest.digest,)) for each in manifest.inputs),
-        _made_of(manifest.digest, known),
+        tuple(origin(each, known, (manifest.digest,)) for each in manifest.inputs),
+        made_of(manifest.digest, known) if forward else (),
     )
 
 
-def _origin(source: Input, known: _Known, below: tuple[str, ...] = ()) -> Node:
+def origin(source: Input, known: Known, below: tuple[str, ...] = ()) -> Node:
     """The node of an input, opened as far as manifests are known; `below` guards against a circle."""
     found = known.find(source.digest, source.path)
     if found is None or source.digest in below:
         return Node(source.role, source.digest, source.path)
     path, manifest = found
-    inputs = tuple(_origin(each, known, (*below, source.digest)) for each in manifest.inputs)
+    inputs = tuple(origin(each, known, (*below, source.digest)) for each in manifest.inputs)
     return Node(manifest.kind, manifest.digest, str(path), inputs)
 
 
-def _made_of(digest: str, known: _Known, above: tuple[str, ...] = ()) -> tuple[Node, ...]:
+def made_of(digest: str, known: Known, above: tuple[str, ...] = ()) -> tuple[Node, ...]:
+    """What was made of the thing with this digest, each with what was made of it in turn."""
     if digest in above:
         return ()
     made: dict[tuple[str, ...], Node] = {}
@@ -158,30 +178,33 @@ def _made_of(digest: str, known: _Known, above: tuple[str, ...] = ()) -> tuple[N
         sources = [each.digest for each in manifest.inputs]
         identity = (manifest.digest, *sources)  # equal files made from other inputs are another thing
         if digest in sources and identity not in made:
-            into = _made_of(manifest.digest, known, (*above, digest))
+            into = made_of(manifest.digest, known, (*above, digest))
             made[identity] = Node(manifest.kind, manifest.digest, str(path), made_into=into)
     return tuple(made.values())
 
 
-def _of_digest(prefix: str, thing: str, known: _Known) -> Node:
+def _of_digest(prefix: str, thing: str, known: Known) -> Node:
     if len(prefix) < SHORTEST_PREFIX or not set(prefix) <= HEX:
         raise RecipeError(
-            [f"{thing!r}: found no such folder or file; expected models:/NAME@ALIAS, a path, or at least "
-             f"{SHORTEST_PREFIX} digits of a sha256"]
+            [f"{thing!r}: found no such folder, file, answer or row; expected models:/NAME@ALIAS, a path, an id, or at "
+             f"least {SHORTEST_PREFIX} digits of a sha256"]
         )  # fmt: skip
     found: dict[str, Node] = {}
     for path, manifest in known.folders:
         if manifest.digest.startswith(prefix):
-            found.setdefault(manifest.digest, _of_folder(path, manifest, known))
+            found.setdefault(manifest.digest, of_folder(path, manifest, known))
         for each in manifest.inputs:
             if each.digest.startswith(prefix) and known.find(each.digest) is None:
-                found.setdefault(each.digest, Node(each.role, each.digest, each.path, (), _made_of(each.digest, known)))
+                found.setdefault(each.digest, Node(each.role, each.digest, each.path, (), made_of(each.digest, known)))
         for name, entry in manifest.files.items():
             digest = str(entry["sha256"])
             if digest.startswith(prefix) and digest not in found:
-                found[digest] = Node("file", digest, str(path / name), (_of_folder(path, manifest, known),))
+                found[digest] = Node("file", digest, str(path / name), (of_folder(path, manifest, known),))
     if not found:
-        raise RecipeError([f"{thing}: no manifest under the working folder holds this hash; give the right work_dir"])
+        raise RecipeError(
+            [f"{thing}: no manifest under the working folder holds this hash, and no row has this id; give the right "
+             "work_dir"]
+        )  # fmt: skip
     if len(found) > 1:
         names = "; ".join(_label(node) for node in found.values())
         raise RecipeError([f"{thing}: stands for {len(found)} things, expected one; give more digits ({names})"])
