@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from potstill.intervals import Resampling, Rows, estimate, resampled_sums, wilson
+from potstill.intervals import Resampling, Rows, estimate, wilson
 from potstill.records import Json
 from potstill.tasks import Metric
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
+_CELLS_AT_ONCE = 4_000_000
 Unit = Literal["share", "number"]
 
 
@@ -46,6 +47,26 @@ def ratio(metric: Metric, rows: Rows, clusters: Sequence[str], how: Resampling, 
 def mean(values: Sequence[float], clusters: Sequence[str], how: Resampling, unit: Unit = "share") -> Json | None:
     """The figure of a mean over rows."""
     return ratio(Metric("mean", {"value": 1.0}), [{"value": float(each)} for each in values], clusters, how, unit)
+
+
+def resampled_sums(terms: Array, clusters: Sequence[str], how: Resampling) -> tuple[Array, int]:
+    """(resamples, columns): sums of row terms over conversations drawn with replacement, and how many those are.
+
+    Conversations with equal sums are exchangeable, so how often each *kind* is drawn is multinomial over the kinds.
+    """
+    import numpy as np
+
+    _, codes = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+    sums = np.zeros((int(codes.max()) + 1, terms.shape[1]))
+    np.add.at(sums, codes, terms)
+    kinds, counts = np.unique(sums, axis=0, return_counts=True)
+    generator = np.random.default_rng(how.seed)
+    step = max(1, _CELLS_AT_ONCE // len(kinds))
+    drawn = [
+        generator.multinomial(len(sums), counts / len(sums), size=min(step, how.resamples - start)) @ kinds
+        for start in range(0, how.resamples, step)
+    ]
+    return np.concatenate(drawn), len(sums)
 
 
 class Resampled:

@@ -248,15 +248,6 @@ def _resampled(sums: Array, how: Resampling) -> Array:
     return np.concatenate(drawn)
 
 
-def resampled_sums(terms: Array, clusters: Sequence[str], how: Resampling) -> tuple[Array, int]:
-    """(resamples, columns) sums of row terms over conversations drawn with replacement, and how many there are.
-
-    For figures that are no ratio of two sums: macro F1, calibration error, BLEU.
-    """
-    sums, sizes = _by_cluster(terms, clusters)
-    return _resampled(sums, how), len(sizes)
-
-
 def _ratio(above: Array, below: Array) -> Array:
     import numpy as np
 
