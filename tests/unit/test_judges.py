@@ -98,7 +98,13 @@ def test_a_judge_that_looks_at_the_place_alone_moves_nothing_and_lets_nothing_pa
     assert checked.scores[STUDENT] == {}
     assert not checked.details["judges"]["judge-0"]["used"]
     gate = explained(
-        {"passed": True, "reasons": ["no gold: judged on agreement", "fine"], "basis": "agreement"}, checked
+        {
+            "candidate": STUDENT,
+            "passed": True,
+            "reasons": ["no gold: judged on agreement", "fine"],
+            "basis": "agreement",
+        },
+        checked,
     )
     assert not gate["passed"]
     assert "told the right answer from a stranger's in 0% of 20 control pairs" in gate["reasons"][0]
