@@ -28,19 +28,10 @@ from potstill.records import Json
 from potstill.stage import Noun, Shared, Upstream
 from potstill.tasks import Task
 
+from . import judges
 from .candidates import Answer, Candidate, answers_of, build, expand, facts_of
 from .costs import PriceList, cost_of
 from .gate import GateRule, headline, judge, judged
-from .judges import (
-    JudgeSettings,
-    Outcome,
-    by_people,
-    explained,
-    judge_inputs,
-    judge_predictions,
-    judged_task,
-    refuse_unready,
-)
 from .metrics.details import details_of
 from .report import (
     Predictions,
@@ -99,12 +90,12 @@ class Settings(Section):
     parallel: Annotated[int, Field(ge=1, le=256)] = 4
     prices: Prices = Prices()
     gate: Gate = Gate()
-    judge: JudgeSettings | None = None
+    judge: judges.JudgeSettings | None = None
 
 
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
     """The gold file, the judges' files and the database of SQL; raises RecipeError for one that is not there."""
-    found = judge_inputs(settings.judge)
+    found = judges.judge_inputs(settings.judge)
     if sql := shared.task_definition.get("sql"):
         found.append(Input("sql database", sql["database"], sha256_file(Path(sql["database"]))))
     if settings.gold is None:
@@ -117,7 +108,7 @@ def inputs(settings: Settings, shared: Shared) -> list[Input]:
 
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
     """Returns the facts of the report: its gate, headline, and each candidate in brief."""
-    task = judged_task(shared.task(), settings.judge)
+    task = judges.judged_task(shared.task(), settings.judge)
     manifests = {noun: read_manifest(upstream[noun], noun, verify=False) for noun in NEEDS}
     refuse_another_prompt(manifests["dataset"], Contract.read(upstream["artifact"]))
     gold = Path(settings.gold) if settings.gold else None
@@ -125,7 +116,7 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     names = expand(settings.candidates, manifests["artifact"])
     rule = GateRule(**{**settings.gate.model_dump(), "candidate": judged(settings.gate.candidate, names)})
     judged(rule.baseline, names)
-    refuse_unready(settings.judge, task.kind, names)
+    judges.refuse_unready(settings.judge, task.kind, names)
     write_plan(out, settings, rule, names, rows, task)
     candidates = build(names, rows.examples, shared, upstream, settings.parallel)
     return evaluate(settings, shared, upstream, out, rows=rows, rule=rule, candidates=candidates, manifests=manifests)
@@ -153,7 +144,7 @@ def evaluate(
     }  # fmt: skip
     refuse_broken_engine(rule.candidate, answers[rule.candidate])
     predictions: Predictions = {name: predictions_of(name, found, rows, task) for name, found in answers.items()}
-    predictions, outcome = judge_predictions(
+    predictions, outcome = judges.judge_predictions(
         settings.judge, candidate=rule.candidate, baseline=rule.baseline, rows=rows, predictions=predictions,
         shared=shared, out=out, how=rules_of(settings, rows).how,
     )  # fmt: skip
@@ -222,10 +213,10 @@ def assemble(
     answers: dict[str, list[Answer]],
     predictions: Predictions,
     manifests: dict[Noun, Manifest],
-    outcome: Outcome | None = None,
+    outcome: judges.Outcome | None = None,
 ) -> Json:
     """The whole of report.json."""
-    task, rules = judged_task(shared.task(), settings.judge), rules_of(settings, rows)
+    task, rules = judges.judged_task(shared.task(), settings.judge), rules_of(settings, rows)
     prices = PriceList(**settings.prices.model_dump())
     entries: dict[str, Json] = {}
     for each in candidates:
@@ -238,8 +229,8 @@ def assemble(
     if not any((each["candidate"], each["baseline"]) == (rule.candidate, rule.baseline) for each in comparisons):
         extra = compare(rule.candidate, rule.baseline, predictions, task, rules)
         comparisons = [extra, *comparisons] if extra else comparisons
-    comparisons = by_people(outcome, comparisons, entries, settings.margin, rules.how)
-    gate = explained(judge(rule, comparisons, entries, rows.source), outcome)
+    comparisons = judges.by_people(outcome, comparisons, entries, settings.margin, rules.how)
+    gate = judges.explained(judge(rule, comparisons, entries, rows.source), outcome)
     return {
         "name": shared.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
