@@ -30,19 +30,10 @@ from potstill.signing import refuse_untrusted
 from potstill.stage import Noun, Shared, Upstream
 from potstill.tasks import Task
 
+from . import judges
 from .candidates import Answer, Candidate, answers_of, answers_path, build, expand, facts_of
 from .costs import PriceList, cost_of
 from .gate import GateRule, find, headline, judge_all, judged, largest_first
-from .judges import (
-    JudgeSettings,
-    Outcome,
-    by_people,
-    explained,
-    judge_inputs,
-    judge_predictions,
-    judged_task,
-    refuse_unready,
-)
 from .metrics.details import details_of
 from .origins import trained_on
 from .page import write_html
@@ -139,12 +130,12 @@ class Settings(Section):
     gate: Gate = Gate()
     plan: PlanSettings = PlanSettings()
     slices: list[str] = Field(default=[], description="metadata keys by whose values the result is divided")
-    judge: JudgeSettings | None = None
+    judge: judges.JudgeSettings | None = None
 
 
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
     """The gold file, the judges' files and the database of SQL; raises RecipeError for one that is not there."""
-    found = judge_inputs(settings.judge)
+    found = judges.judge_inputs(settings.judge)
     if sql := shared.task_definition.get("sql"):
         found.append(Input("sql database", sql["database"], sha256_file(Path(sql["database"]))))
     if settings.gold is None:
@@ -157,14 +148,14 @@ def inputs(settings: Settings, shared: Shared) -> list[Input]:
 
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
     """Returns the facts of the report: its gate, headline, and each candidate in brief."""
-    task = judged_task(shared.task(), settings.judge)
+    task = judges.judged_task(shared.task(), settings.judge)
     manifests = {noun: read_manifest(upstream[noun], noun, verify=False) for noun in NEEDS}
     refuse_another_prompt(manifests["dataset"], Contract.read(upstream["artifact"]))
     gold = Path(settings.gold) if settings.gold else None
     rows = read_held_out(upstream["dataset"], gold, task, max_rows=settings.max_rows, seed=settings.seed)
     names = expand(settings.candidates, manifests["artifact"])
     rule = rule_of(settings, names)
-    refuse_unready(settings.judge, task.kind, names)
+    judges.refuse_unready(settings.judge, task.kind, names)
     candidates = build(names, rows.examples, shared, upstream, settings.parallel)
     return evaluate(settings, shared, upstream, out, rows=rows, rule=rule, candidates=candidates, manifests=manifests)
 
@@ -222,7 +213,7 @@ def evaluate(
     for name in rule.order or (rule.candidate,):
         refuse_broken_engine(name, answers[name])
     predictions: Predictions = {name: predictions_of(name, found, rows, task) for name, found in answers.items()}
-    predictions, outcome = judge_predictions(
+    predictions, outcome = judges.judge_predictions(
         settings.judge, candidate=rule.candidate, baseline=rule.baseline, rows=rows, predictions=predictions,
         shared=shared, out=out, how=rules_of(settings, rows).how,
     )  # fmt: skip
@@ -303,10 +294,10 @@ def assemble(
     predictions: Predictions,
     manifests: dict[Noun, Manifest],
     plan: Json,
-    outcome: Outcome | None = None,
+    outcome: judges.Outcome | None = None,
 ) -> Json:
     """The whole of report.json."""
-    task, rules = judged_task(shared.task(), settings.judge), rules_of(settings, rows)
+    task, rules = judges.judged_task(shared.task(), settings.judge), rules_of(settings, rows)
     prices = PriceList(**settings.prices.model_dump())
     entries: dict[str, Json] = {}
     for each in candidates:
@@ -319,7 +310,7 @@ def assemble(
     if find(comparisons, rule.candidate, rule.baseline) is None:
         extra = compare(rule.candidate, rule.baseline, predictions, task, rules, judged=True)
         comparisons = [extra, *comparisons] if extra else comparisons
-    comparisons = by_people(outcome, comparisons, entries, settings.margin, rules.how)
+    comparisons = judges.by_people(outcome, comparisons, entries, settings.margin, rules.how)
 
     def slices(name: str) -> list[Json]:
         return slices_of(
@@ -327,7 +318,7 @@ def assemble(
         )  # fmt: skip
 
     gate, found_slices = judge_all(rule, comparisons, entries, rows.source, slices, plan["changed_after_answers"])
-    gate = explained(gate, outcome)
+    gate = judges.explained(gate, outcome)
     return {
         "name": shared.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),

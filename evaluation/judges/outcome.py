@@ -23,16 +23,15 @@ MAX_FAILED = 0.05
 class Outcome:
     """`scores`: by candidate and row id, for rows that were judged. `details` goes into the report as it is.
 
-    `refusals` and `grounds` are sentences for the gate; `corrected` figures stand for the judged ones there.
+    `refusals` and `grounds` are sentences for the gate, by candidate; `corrected` figures stand for the judged ones.
     """
 
-    candidate: str
     baseline: str
     scores: Mapping[str, Mapping[str, float]]
     corrected: Mapping[str, Json | None]
     details: Json
-    refusals: tuple[str, ...]
-    grounds: tuple[str, ...]
+    refusals: Mapping[str, tuple[str, ...]]
+    grounds: Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)

@@ -49,15 +49,17 @@ def judge_predictions(
     shared: Shared,
     out: Path,
     how: Resampling,
+    others: Sequence[str] = (),
 ) -> tuple[Predictions, Outcome | None]:
     """Ask the judges, and give every prediction its score (see `with_scores`); unchanged without judges.
 
+    `others` are candidates that the gate may choose instead of `candidate`; the recipe may name more.
     Verdicts are kept under `cache/judgements`, so that a second run pays for what is missing alone. Raises
     PotstillError when a judge is of no use; what was paid for is kept.
     """
     if settings is None:
         return predictions, None
-    names = [each for each in dict.fromkeys([candidate, *settings.candidates]) if each != baseline]
+    names = [each for each in dict.fromkeys([candidate, *others, *settings.candidates]) if each != baseline]
     pairs = {name: pairs_of(name, baseline, rows.examples, predictions, settings.seed) for name in names}
     controls = controls_of(baseline, rows.examples, predictions, settings.controls, settings.seed)
     with ExitStack() as stack:
@@ -105,8 +107,8 @@ def _outcome(
         start += len(found)
         entries[name], mended[name] = candidate_figures(found, mine, labels, how)
         by_row[name] = {pair.id: score for pair, score in zip(found, mine, strict=True) if score is not None}
-    against, grounds = sentences_of(candidate, entries[candidate], records, settings.budget_usd)
-    notes = [f"{each[:1].upper()}{each[1:]}." for each in [*against, *grounds]]
+    said = {name: sentences_of(name, entry, records, settings.budget_usd) for name, entry in entries.items()}
+    notes = [f"{each[:1].upper()}{each[1:]}." for parts in said[candidate] for each in parts]
     if len(judges) == 1:
         notes.append("One judge alone: nothing says how far another would agree.")
     details = {
@@ -115,7 +117,8 @@ def _outcome(
         "judges": {each.judge.name: each.entry for each in records},
         "agreement": agreement_of(every, records, scores, labels, how),
     }  # fmt: skip
-    return Outcome(candidate, baseline, by_row, mended, details, tuple(against), tuple(grounds))
+    refusals, grounds = ({name: tuple(parts[at]) for name, parts in said.items()} for at in (0, 1))
+    return Outcome(baseline, by_row, mended, details, refusals, grounds)
 
 
 def with_scores(predictions: Predictions, outcome: Outcome) -> dict[str, list[Prediction]]:
@@ -176,9 +179,9 @@ def explained(gate: dict[str, Any], outcome: Outcome | None) -> Json:
     """The gate with what the judgements say for and against it. Judges that cannot judge never let anything pass."""
     if outcome is None:
         return gate
+    refusals, grounds = (found.get(gate["candidate"], ()) for found in (outcome.refusals, outcome.grounds))
     kept = [each for each in gate["reasons"] if not each.startswith("no gold: ")]
     return gate | {
-        "passed": gate["passed"] and not outcome.refusals,
-        "reasons": [*outcome.refusals, *kept, *outcome.grounds],
-        "basis": "quality",
-    }
+        "passed": gate["passed"] and not refusals, "reasons": [*refusals, *kept, *grounds], "basis": "quality",
+        **({"shipped": None} if refusals and "shipped" in gate else {}),
+    }  # fmt: skip

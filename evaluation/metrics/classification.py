@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 BINS = 10
 COVERAGES = (1.0, 0.95, 0.9, 0.8, 0.7, 0.5)
 CURVE_POINTS = 100
+FEWEST_RESAMPLES = 200
+_CELLS = 40_000_000  # rows times resamples: what stays within seconds
 _CELLS_AT_ONCE = 4_000_000
 
 
@@ -165,8 +167,9 @@ def _aurc_interval(wrong: Array, ends: Places, clusters: Sequence[str], how: Res
     generator = np.random.default_rng(how.seed)
     step = max(1, _CELLS_AT_ONCE // len(wrong))
     found = []
-    for start in range(0, how.resamples, step):
-        size = min(step, how.resamples - start)
+    resamples = min(how.resamples, max(FEWEST_RESAMPLES, _CELLS // len(wrong)))
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
         weights = generator.multinomial(count, np.full(count, 1 / count), size=size)[:, codes].astype(float)
         risk = divided((weights * wrong).cumsum(axis=1)[:, ends], weights.cumsum(axis=1)[:, ends])
         found.append((np.nan_to_num(risk) * weights).sum(axis=1) / weights.sum(axis=1))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from potstill.intervals import Resampling, Rows, estimate, wilson
 from potstill.records import Json
-from potstill.resampling import resampled_sums
+from potstill.resampling import by_cluster, resampled
 from potstill.tasks import Metric
 
 if TYPE_CHECKING:
@@ -47,6 +47,12 @@ def ratio(metric: Metric, rows: Rows, clusters: Sequence[str], how: Resampling, 
 def mean(values: Sequence[float], clusters: Sequence[str], how: Resampling, unit: Unit = "share") -> Json | None:
     """The figure of a mean over rows."""
     return ratio(Metric("mean", {"value": 1.0}), [{"value": float(each)} for each in values], clusters, how, unit)
+
+
+def resampled_sums(terms: Array, clusters: Sequence[str], how: Resampling) -> tuple[Array, int]:
+    """(resamples, columns): sums of row terms over conversations drawn with replacement, and how many those are."""
+    sums, sizes = by_cluster(terms, clusters)
+    return resampled(sums, how), len(sizes)
 
 
 class Resampled:

@@ -130,15 +130,21 @@ def _abstention(candidates: Mapping[str, Json]) -> list[Table]:
     return [Table("Abstaining", ("candidate", "answered", "threshold", "wrong among answered"), rows, note)]
 
 
-def _nothing(candidates: Mapping[str, Json]) -> list[Table]:
-    return []
+def _failures(candidates: Mapping[str, Json]) -> list[Table]:
+    """Of queries that did not run; free text has none."""
+    rows = tuple(
+        (name, each["reason"], f"{each['n']:,}")
+        for name, entry in candidates.items()
+        for each in entry.get("failures", [])
+    )
+    return [Table("Queries that did not run", ("candidate", "reason", "rows"), rows, "Names in the reasons left out.")]
 
 
 _OF_KIND: dict[str, Callable[[Mapping[str, Json]], list[Table]]] = {
     "classification": _classification,
     "extraction": _fields,
     "tool_calls": _functions,
-    "generation": _nothing,
+    "generation": _failures,
 }
 
 

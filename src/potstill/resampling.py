@@ -118,12 +118,3 @@ def linearised(sums: Array) -> tuple[float, float]:
         return float(first - second), float("nan")
     influence = (sums[:, 0] - first * sums[:, 1]) / total[1] - (sums[:, 2] - second * sums[:, 3]) / total[3]
     return float(first - second), float(np.sqrt(count / (count - 1) * (influence**2).sum()))
-
-
-def resampled_sums(terms: Array, clusters: Sequence[str], how: Resampling) -> tuple[Array, int]:
-    """(resamples, columns) sums of row terms over conversations drawn with replacement, and how many there are.
-
-    For figures that are no ratio of two sums: macro F1, calibration error, BLEU.
-    """
-    sums, sizes = by_cluster(terms, clusters)
-    return resampled(sums, how), len(sizes)

@@ -98,7 +98,13 @@ def test_a_judge_that_looks_at_the_place_alone_moves_nothing_and_lets_nothing_pa
     assert checked.scores[STUDENT] == {}
     assert not checked.details["judges"]["judge-0"]["used"]
     gate = explained(
-        {"passed": True, "reasons": ["no gold: judged on agreement", "fine"], "basis": "agreement"}, checked
+        {
+            "candidate": STUDENT,
+            "passed": True,
+            "reasons": ["no gold: judged on agreement", "fine"],
+            "basis": "agreement",
+        },
+        checked,
     )
     assert not gate["passed"]
     assert "told the right answer from a stranger's in 0% of 20 control pairs" in gate["reasons"][0]
@@ -176,8 +182,8 @@ def test_a_judge_that_fails_its_controls_does_not_count_beside_one_that_passes(s
     settings = judge_settings(serve().url, serve(first_always).url)
     _, outcome = judged(settings, rows, predictions(rows, texts([2] * ROWS), EVEN), tmp_path)
     assert set(outcome.scores[STUDENT].values()) == {1.0}
-    assert outcome.refusals == ()
-    assert any("judge-1 told the right answer" in each for each in outcome.grounds)
+    assert outcome.refusals == {STUDENT: ()}
+    assert any("judge-1 told the right answer" in each for each in outcome.grounds[STUDENT])
 
 
 # Money and kills
@@ -203,7 +209,7 @@ def test_the_budget_holds_and_what_it_leaves_out_is_counted_and_judged_later(ser
     assert 0 < entry["rows"] < ROWS
     assert entry["unjudged"] == ROWS - entry["rows"]
     assert poor.details["judges"]["judge-0"]["not_asked"] > 0
-    assert any("the budget of $0.05 ended" in each for each in poor.grounds)
+    assert any("the budget of $0.05 ended" in each for each in poor.grounds[STUDENT])
     order = [each.id for each in pairs_of(STUDENT, TEACHER, rows.examples, found, 0)]
     assert set(poor.scores[STUDENT]) == set(order[: entry["rows"]])  # in the drawn order, not in that of the file
     _, rich = judged(judge_settings(teacher.url), rows, found, tmp_path)
@@ -260,7 +266,7 @@ def test_what_no_judge_answers_is_said_and_refuses_the_gate(serve: Serve, tmp_pa
     assert entry["unjudged"] > 0
     assert entry["rows"] + entry["unjudged"] == 20
     assert outcome.details["judges"]["judge-0"]["failures"] == ["HTTP 400: content filter"]
-    assert [f"{entry['unjudged']} of 20 pairs" in each for each in outcome.refusals] == [True]
+    assert [f"{entry['unjudged']} of 20 pairs" in each for each in outcome.refusals[STUDENT]] == [True]
 
 
 # Recorded judgements
@@ -280,7 +286,7 @@ def test_recorded_judgements_give_the_same_report_without_a_request(serve: Serve
     changed = predictions(rows, ["changed " + each for each in HALF_BETTER], EVEN)
     _, stale = judged(replay, rows, changed, tmp_path / "again")
     assert stale.details["judges"]["judge-0"]["failed"] == 2 * ROWS
-    assert stale.refusals
+    assert stale.refusals[STUDENT]
 
 
 def test_the_account_survives_lines_that_are_none(tmp_path: Path) -> None:
