@@ -127,7 +127,8 @@ def _answers(report: Json, tally: dict[str, int], slices: Sequence[Slice]) -> st
 
 
 def _candidates(report: Json) -> str:
-    entries, worse = report["candidates"], {}
+    entries = report["candidates"]
+    worse: dict[str, list[str]] = {}
     for plot in frontiers(entries, report["gate"]["basis"]):
         for name, by in plot["dominated"].items():
             worse.setdefault(name, []).append(f"{plot['key']}: {by}")

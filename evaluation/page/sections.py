@@ -175,7 +175,7 @@ def changes_of(report: Json) -> list[str]:
 
 def sequence_of(report: Json) -> list[Json]:
     """The exported files in the order in which the gate tested them, where it was to choose."""
-    return [each for each in report["gate"].get("sequence") or [] if isinstance(each, Mapping)]
+    return [dict(each) for each in report["gate"].get("sequence") or [] if isinstance(each, Mapping)]
 
 
 def seeds_of(report: Json) -> list[Json]:
