@@ -28,6 +28,7 @@ from potstill.records import Json
 from potstill.stage import Noun, Shared, Upstream
 from potstill.tasks import Task
 
+from .again import written_again as written_again
 from .candidates import Answer, Candidate, answers_of, build, expand, facts_of
 from .costs import PriceList, cost_of
 from .gate import GateRule, headline, judge, judged

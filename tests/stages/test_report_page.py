@@ -18,6 +18,7 @@ from evaluation.page.differences import MOST_CHARACTERS, Disagreement
 from evaluation.page.frontier import frontiers
 from evaluation.page.numbers import points
 from evaluation.page.text import visible
+from potstill.cli import main
 from potstill.manifest import Input, read_manifest, write_manifest
 from potstill.records import Json
 from potstill.stage import Shared
@@ -383,7 +384,9 @@ def test_page_of_the_whole_banking_test_stays_under_two_megabytes(report: Json) 
 # Written again
 
 
-def test_a_finished_report_is_written_again_without_asking_a_model(tmp_path: Path) -> None:
+def test_a_finished_report_is_written_again_without_asking_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bench = made(tmp_path)
     bench.evaluate(bench.settings(), STUDENTS)
     manifest = read_manifest(bench.upstream["dataset"], "dataset")
@@ -394,6 +397,11 @@ def test_a_finished_report_is_written_again_without_asking_a_model(tmp_path: Pat
     assert written_again(bench.out, "html") == (bench.out / "report.html").read_text()
     assert written_again(bench.out, "md") == (bench.out / "report.md").read_text()
     assert json.loads(written_again(bench.out, "json")) == read_report(bench.out)
+    assert main(["report", str(bench.out), "--format", "html", "--out", str(tmp_path / "again.html")]) == 0
+    assert (tmp_path / "again.html").read_bytes() == (bench.out / "report.html").read_bytes()
+    capsys.readouterr()
+    assert main(["report", str(bench.out)]) == 0
+    assert capsys.readouterr().out == (bench.out / "report.md").read_text()
 
 
 def test_written_again_without_the_dataset_the_rows_keep_their_ids(tmp_path: Path) -> None:
