@@ -43,7 +43,9 @@ SOURCES = {"gold": "gold", "corrections": "corrected rows", None: "nothing, for 
 _NAME = re.compile(r"[\w:./ -]+", re.ASCII)
 # What Markdown or GitHub gives a meaning: emphasis, code, tags, links, tables, mathematics, emoji, addresses, a list.
 _MARKUP = re.compile(
-    r"[\\`*<>|~$]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|:(?=//)|:(?=[\w+-]+:)|&(?=[#\w])|(?<=www)\.|^[-+=\[]", re.IGNORECASE
+    r"[\\`*<>|~$]|(?<!\w)_|_(?!\w)|\](?=[(\[:])|:(?=//)|:(?=[a-z+-][\w+-]*:)|&(?=[#\w])|(?<=www)\."
+    r"|^[-+](?=[\s-]|$)|^[=\[]",
+    re.IGNORECASE,
 )
 _NUMBERED = re.compile(r"^(\d{1,9})([.)])(?=\s|$)")
 _BY_REFERENCE = {"\\": "&#92;", "|": "&#124;", "&": "&amp;", "<": "&lt;", ">": "&gt;"}
@@ -127,7 +129,8 @@ def _answers(report: Json, tally: dict[str, int], slices: Sequence[Slice]) -> st
 
 
 def _candidates(report: Json) -> str:
-    entries, worse = report["candidates"], {}
+    entries = report["candidates"]
+    worse: dict[str, list[str]] = {}
     for plot in frontiers(entries, report["gate"]["basis"]):
         for name, by in plot["dominated"].items():
             worse.setdefault(name, []).append(f"{plot['key']}: {by}")

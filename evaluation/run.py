@@ -31,6 +31,7 @@ from potstill.stage import Noun, Shared, Upstream
 from potstill.tasks import Task
 
 from . import judges
+from .again import written_again as written_again
 from .candidates import Answer, Candidate, answers_of, answers_path, build, expand, facts_of
 from .costs import PriceList, cost_of
 from .gate import GateRule, find, headline, judge_all, judged, largest_first

@@ -119,7 +119,7 @@ first, *later = judged
 task = task_from(read_manifest(folders[0], verify=False).settings_used["task"])
 lines = []
 for name in later:
-    both = judged[first].join(judged[name], how="inner", lsuffix=" old")
+    both = judged[first].add_suffix(" old").join(judged[name], how="inner")
     report = reports[name]
     how = Resampling(report["settings"]["alpha"], report["settings"]["resamples"], report["seed"])
     bases = [report["gate"]["basis"], reports[first]["gate"]["basis"]]
@@ -171,7 +171,7 @@ def right(text):
 
 
 newest_one = list(judged)[-1]
-both = judged[first].join(judged[newest_one], how="inner", lsuffix=" old") if later else judged[first].head(0)
+both = judged[first].add_suffix(" old").join(judged[newest_one], how="inner") if later else judged[first].head(0)
 sides = pd.DataFrame(
     {
         "gold": both["gold"],

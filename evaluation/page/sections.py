@@ -79,20 +79,22 @@ def _rate(found: Any) -> Json | None:
 def tables_of(report: Json) -> list[Table]:
     """The task's own metrics (`details`): figures of all candidates, then what each has by label, field or function."""
     details: Mapping[str, Any] = report.get("details") or {}
-    entries: Mapping[str, Json] = details.get("candidates") or {}
+    found: Mapping[str, Json] = details.get("candidates") or {}
+    student = report["gate"]["candidate"]
+    entries = {name: found[name] for name in sorted(found, key=lambda name: name != student)}
     tables = [_figures(entries, details)] if entries else []
     for name, entry in entries.items():
-        for key, found in entry.items():
-            if _records(found):
-                tables.append(_by_record(f"By {key.removesuffix('s')}: {name}", found))
+        for key, part in entry.items():
+            if _records(part):
+                tables.append(_by_record(f"By {key.removesuffix('s')}: {name}", part))
         points = (entry.get("abstention") or {}).get("points")
         if points:
             tables.append(_by_record(f"Abstaining: {name}", points))
-    for key, found in (details.get("judge") or {}).items():
-        if _records(found):
-            tables.append(_by_record(f"Judges, {key}", found))
-        elif isinstance(found, Mapping) and found and all(isinstance(each, Mapping) for each in found.values()):
-            tables.append(_by_record(f"Judges, {key}", [{"": name, **each} for name, each in found.items()]))
+    for key, part in (details.get("judge") or {}).items():
+        if _records(part):
+            tables.append(_by_record(f"Judges, {key}", part))
+        elif isinstance(part, Mapping) and part and all(isinstance(each, Mapping) for each in part.values()):
+            tables.append(_by_record(f"Judges, {key}", [{"": name, **each} for name, each in part.items()]))
     return [each for each in tables if each.rows]
 
 
@@ -175,7 +177,7 @@ def changes_of(report: Json) -> list[str]:
 
 def sequence_of(report: Json) -> list[Json]:
     """The exported files in the order in which the gate tested them, where it was to choose."""
-    return [each for each in report["gate"].get("sequence") or [] if isinstance(each, Mapping)]
+    return [dict(each) for each in report["gate"].get("sequence") or [] if isinstance(each, Mapping)]
 
 
 def seeds_of(report: Json) -> list[Json]:

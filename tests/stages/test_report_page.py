@@ -18,6 +18,7 @@ from evaluation.page.differences import MOST_CHARACTERS, Disagreement
 from evaluation.page.frontier import frontiers
 from evaluation.page.numbers import points
 from evaluation.page.text import visible
+from potstill.cli import main
 from potstill.manifest import Input, read_manifest, write_manifest
 from potstill.records import Json
 from potstill.stage import Shared
@@ -110,7 +111,8 @@ def test_every_comparison_stands_with_its_interval_and_verdict(page: Page, repor
     for each in report["comparisons"]:
         start = f"{points(each['difference'])} {points_span(each)} {each['verdict'].replace('_', '-')}"
         assert any(text.startswith(start) and f"{each['wins']} won, {each['losses']} lost" in text for text in said)
-    assert len(said) == len(report["comparisons"])
+    slices = [each for each in report.get("slices", []) if each["difference"] is not None]
+    assert len(said) == len(report["comparisons"]) + len(slices)
 
 
 def test_five_questions_are_answered_in_order_with_figures_of_the_report(page: Page, report: Json) -> None:
@@ -194,7 +196,7 @@ OPTIONAL: dict[str, Any] = {
     "plan": {"written": "2026-01-01", "digest": "ab" * 32, "margin": 0.02,
              "power": {"power": 0.41, "rows_needed": 7460},
              "changed_after_answers": [{"words": "margin was 0.01 and is 0.02 now"}]},
-    "seeds": [{"seed": 0, "accuracy": 0.5}, {"seed": 1, "accuracy": 0.6}],
+    "seeds": [{"seed": 0, "accuracy": 0.5}, {"seed": 1, "accuracy": 0.6123}],
     "details": {
         "kind": "classification", "reference": "gold", "notes": ["A remark."],
         "candidates": {FILE: {
@@ -213,7 +215,7 @@ OPTIONAL: dict[str, Any] = {
 SHOWS = {
     "slices": ("label: positive", "−30.0 [−40.0, −20.0]", "Holm < 0.001", "neutral (9 rows)"),
     "plan": ("7 460", "margin was 0.01 and is 0.02 now"),
-    "seeds": ("Training seeds", "0.6"),
+    "seeds": ("Training seeds", "0.6123"),
     "details": ("77.4 % [70.0, 80.0]", "31.4 % [20.0, 40.0]", "A remark.", "reliability", "abstention", "kappa"),
 }
 
@@ -383,7 +385,9 @@ def test_page_of_the_whole_banking_test_stays_under_two_megabytes(report: Json) 
 # Written again
 
 
-def test_a_finished_report_is_written_again_without_asking_a_model(tmp_path: Path) -> None:
+def test_a_finished_report_is_written_again_without_asking_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     bench = made(tmp_path)
     bench.evaluate(bench.settings(), STUDENTS)
     manifest = read_manifest(bench.upstream["dataset"], "dataset")
@@ -394,6 +398,11 @@ def test_a_finished_report_is_written_again_without_asking_a_model(tmp_path: Pat
     assert written_again(bench.out, "html") == (bench.out / "report.html").read_text()
     assert written_again(bench.out, "md") == (bench.out / "report.md").read_text()
     assert json.loads(written_again(bench.out, "json")) == read_report(bench.out)
+    assert main(["report", str(bench.out), "--format", "html", "--out", str(tmp_path / "again.html")]) == 0
+    assert (tmp_path / "again.html").read_bytes() == (bench.out / "report.html").read_bytes()
+    capsys.readouterr()
+    assert main(["report", str(bench.out)]) == 0
+    assert capsys.readouterr().out == (bench.out / "report.md").read_text()
 
 
 def test_written_again_without_the_dataset_the_rows_keep_their_ids(tmp_path: Path) -> None:
