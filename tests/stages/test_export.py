@@ -270,6 +270,18 @@ def test_importance_is_the_mean_square_of_what_each_matrix_is_given(setting: Set
     assert (found["model.embed_tokens.weight"] == found["lm_head.weight"]).all()
 
 
+def test_what_is_kept_of_training_is_all_in_16_bits_and_nothing_in_the_bases_own_file(
+    setting: Setting, tmp_path: Path
+) -> None:
+    from export.kept import update_kept
+    from export.write import source_of, write_gguf_file
+
+    source = source_of(setting.base, setting.upstream, setting.contract, "tiny")
+    write_gguf_file(source, tmp_path / "f16.gguf", "f16")
+    assert update_kept(tmp_path / "f16.gguf", source) == pytest.approx(1.0, abs=0.01)
+    assert update_kept(gguf_of(setting.base, tmp_path / "base.gguf"), source) == pytest.approx(0.0, abs=0.01)
+
+
 def test_every_format_has_an_entry() -> None:
     from typing import get_args
 
