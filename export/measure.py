@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 REFERENCE = "gguf-f16"
 MOST_TOKENS = 8192  # both files read all of them: minutes for eight billion weights on a CPU
-PROMPT_TOKENS, DECODED_TOKENS, REPEATS = 256, 64, 3
+PROMPT_TOKENS, DECODED_TOKENS, REPEATS = 128, 32, 3
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 256  # bounds the logits in memory: 256 rows of 262,144 are 268 MB
 FEWEST_CONTEXT = 64
 LOG_TAIL = 1500
+LOG_ERROR = 4  # ggml_log_level
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,13 @@ class _Params(ctypes.Structure):
     _fields_ = [("words", ctypes.c_uint64 * 64)]
 
 
+@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+def _keep_errors(level: int, text: bytes, _: Any) -> None:
+    """Errors alone to standard error: by itself the library writes some hundred lines a model."""
+    if level == LOG_ERROR:
+        print(text.decode(errors="replace"), end="", file=sys.stderr)
+
+
 def _library() -> Any:
     """llama.cpp's C interface from the installed xllamacpp."""
     spec = importlib.util.find_spec("xllamacpp")
@@ -110,6 +118,7 @@ def _library() -> Any:
     library = ctypes.CDLL(str(found[0]))
     pointer = ctypes.c_void_p
     for name, result, takes in (
+        ("llama_log_set", None, [type(_keep_errors), pointer]),
         ("llama_backend_init", None, []),
         ("llama_model_default_params", _Params, []),
         ("llama_context_default_params", _Params, []),
@@ -126,6 +135,7 @@ def _library() -> Any:
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, takes
+    library.llama_log_set(_keep_errors, None)
     library.llama_backend_init()
     return library
 
