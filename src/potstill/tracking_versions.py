@@ -24,7 +24,6 @@ from potstill.manifest import MANIFEST, Manifest, code_state, read_manifest, sha
 from potstill.progress import say
 from potstill.records import Json
 from potstill.tracking import Point, Tracking, client, experiment_id, log_points, model_name
-from potstill.tracking_pyfunc import log_pyfunc
 from potstill.tracking_stages import candidate_metrics, datasets_read, gate_word, shipped_candidate
 
 CANDIDATE, CHAMPION, PREVIOUS = "candidate", "champion", "previous"
@@ -143,6 +142,8 @@ def _stored_model(
     tags: Mapping[str, str], run_id: str,
 ) -> str:  # fmt: skip
     """The id of a logged model that holds the version's files; it becomes READY when the last one is copied."""
+    from potstill.tracking_pyfunc import log_pyfunc
+
     api = client(tracking)
     stored = api.create_logged_model(
         experiment_id(tracking, experiment),
