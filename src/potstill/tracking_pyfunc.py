@@ -13,7 +13,6 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
-from warnings import catch_warnings, simplefilter
 
 from potstill import __version__
 from potstill.manifest import Manifest
@@ -55,8 +54,7 @@ def _save(folder: Path, model_id: str, config: Json) -> None:
     from mlflow.pyfunc import FLAVOR_NAME, save_model
 
     model = Model(model_id=model_id, signature=_signature())
-    with _uv_files_left_alone(), catch_warnings():
-        simplefilter("ignore", UserWarning)  # that `predict` has no type hints: see the script
+    with _uv_files_left_alone():
         save_model(
             str(folder), python_model=str(SCRIPT), mlflow_model=model, model_config=config,
             pip_requirements=requirements(), streamable=True,
