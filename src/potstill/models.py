@@ -176,6 +176,7 @@ def prepare_torch() -> None:
 
     Subnormal numbers slow CPU training by up to four times as the loss falls; they carry nothing.
     """
+    os.environ.setdefault("TQDM_DISABLE", "1")  # compressed-tensors draws three bars at every load; read at import
     import torch
     from transformers.utils import logging as untyped
 

@@ -3,9 +3,9 @@
     student = LocalStudent(Path("work/quickstart/artifact-KEY"))
     student.answer([{"messages": [{"role": "user", "content": "where is my parcel"}]}])
 
-The same checks at start, the same engine in a child process, the same steps in the same order as a request to the
-server takes (serving/order.py), leaving out what belongs to a door: keys, limits, capture. What MLflow's pyfunc makes
-of it stands in tracking_pyfunc_model.
+The same checks at start, the same engine in a child process, the server's own steps in the server's order
+(serving/order.py), leaving out what belongs to a door: keys, limits, meters, capture. What MLflow's pyfunc makes of it
+stands in tracking_pyfunc_model.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import queue
 import threading
 import weakref
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,21 +24,28 @@ from typing import Any, TypeVar
 from potstill.errors import ManifestMismatch, PotstillError
 from potstill.records import Json
 from potstill.serving.call import Call
-from potstill.serving.constrain import constrain
-from potstill.serving.engine_step import ask, ask_stream
+from potstill.serving.constrain import Constrain
+from potstill.serving.engine_step import ask_stream
 from potstill.serving.errors import RequestRefused
+from potstill.serving.fleet import Deployment
 from potstill.serving.http import Http
-from potstill.serving.prompt_step import strip_instructions
+from potstill.serving.prompt_step import StripInstructions
 from potstill.serving.settings import ServeSettings
 from potstill.serving.start import load_artifact, start_engine
-from potstill.serving.steps import Plan
+from potstill.serving.steps import Plan, Step
 from potstill.serving.supervise import LOOK_EVERY_S, SupervisedEngine
 from potstill.serving.validate_input import check_body
-from potstill.serving.validate_output import validate_output
+from potstill.serving.validate_output import ValidateOutput
 
 T = TypeVar("T")
-NO_STEPS = Plan.of([])
 MODEL = "student"  # what a request names; there is one model, so nothing depends on it
+
+
+class CheckBody(Step):
+    """What `ValidateInput` does once it has read a body."""
+
+    async def before(self, call: Call) -> None:
+        check_body(call)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +83,8 @@ class LocalStudent:
             )
         served, threads, slots = self.served, self.settings.threads, self.settings.slots
         self._engine = SupervisedEngine(lambda: start_engine(served, slots=slots, threads=threads))
+        self._deployment = Deployment(MODEL, served, self._engine)
+        self._plan = Plan.of([CheckBody(), StripInstructions(), Constrain(self.settings.constrain), ValidateOutput()])
         self._process = os.getpid()
         self._loop = asyncio.new_event_loop()
         thread = threading.Thread(target=_run, args=(self._loop, self._engine), name="potstill-student", daemon=True)
@@ -137,47 +146,51 @@ class LocalStudent:
         return list(await asyncio.gather(*(one(each) for each in requests)))
 
     async def _answer(self, request: Json) -> Answer:
+        call = self._call(request)
         try:
-            call = self._prepared(request)
-            await self._ready(call)
-            await ask(call, self._engine, self.settings.request_timeout_s)
+            async with aclosing(self._chunks(call)) as chunks:
+                async for _ in chunks:
+                    pass
         except RequestRefused as refused:
             return Answer(error=refused.message)
-        return self._finished(call)
+        return self._said(call)
 
     async def _stream(self, request: Json, pieces: queue.Queue[str | Answer]) -> None:
-        whole = Answer(error="the stream broke off")
+        call, whole = self._call(request), Answer(error="the stream broke off")
         try:
-            call = self._prepared(request)
-            await self._ready(call)
             calls = self.served.task.kind == "tool_calls"  # a call means nothing before its end
-            async with aclosing(ask_stream(call, self._engine, self.settings.request_timeout_s)) as chunks:
+            async with aclosing(self._chunks(call)) as chunks:
                 async for chunk in chunks:
                     piece = (chunk["choices"][0].get("delta") or {}).get("content")
                     if piece and not calls:
                         pieces.put(piece)
-            whole = self._finished(call)
+            whole = self._said(call)
         except RequestRefused as refused:
             whole = Answer(error=refused.message)
         finally:
             pieces.put(whole)
 
-    def _prepared(self, request: Json) -> Call:
-        """The order of a request, as in serving/order.py."""
-        call = Call(Http({}, None, None), NO_STEPS, body={**request, "model": MODEL})
-        check_body(call.body)
-        strip_instructions(call, self.served.rule)
-        constrain(call, self.served.contract, self.served.task.constraint() if self.settings.constrain else None)
-        return call
+    def _call(self, request: Json) -> Call:
+        nobody = Http({}, None, None)  # no step of our plan looks at the exchange itself
+        return Call(nobody, self._plan, body={**request, "model": MODEL}, deployment=self._deployment)
+
+    async def _chunks(self, call: Call) -> AsyncGenerator[Json, None]:
+        """The way of a request as in serving/answer.py: in through the steps, the engine's chunks, out again."""
+        for before in call.plan.before:
+            await before(call)
+        await self._ready(call)
+        async with aclosing(ask_stream(call, self._engine, self.settings.request_timeout_s)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+        for after in call.plan.after:
+            await after(call)
 
     async def _ready(self, call: Call) -> None:
         """Wait for an engine that is being replaced: nobody but us could try again."""
         while not self._engine.ready and call.seconds < self.settings.request_timeout_s:
             await asyncio.sleep(LOOK_EVERY_S)
 
-    def _finished(self, call: Call) -> Answer:
-        """The order of an answer, as in serving/order.py."""
-        validate_output(call, self.served.task)
+    def _said(self, call: Call) -> Answer:
         choice, usage = call.response["choices"][0], call.response.get("usage") or {}
         assert call.parsed is not None
         return Answer(

@@ -10,13 +10,13 @@ from typing import Any
 
 
 def tell_mlflow() -> None:
-    from warnings import catch_warnings, simplefilter
+    import warnings
 
     from mlflow.models import set_model
     from mlflow.pyfunc import PythonModel
 
-    with catch_warnings():  # that type hints are missing: see predict
-        simplefilter("ignore", UserWarning)
+    with warnings.catch_warnings():  # puts showwarning back too; MLflow sets filters of its own in there
+        warnings.showwarning = lambda *_, **__: None  # that type hints are missing: see predict
 
         class Student(PythonModel):  # type: ignore[misc]  # MLflow is untyped
             """The folder is `context.artifacts["artifact"]`; `context.model_config` holds what CONFIG names."""

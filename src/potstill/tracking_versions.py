@@ -140,6 +140,7 @@ def _stored_model(
     tags: Mapping[str, str], run_id: str,
 ) -> str:  # fmt: skip
     """The id of a logged model that holds the version's files; it becomes READY when the last one is copied."""
+
     api = client(tracking)
     stored = api.create_logged_model(
         experiment_id(tracking, experiment),

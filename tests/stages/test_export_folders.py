@@ -47,7 +47,7 @@ class Exported:
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
     place = tmp_path_factory.mktemp("folders")
-    return Exported(tiny_base(place / "base"), place)
+    return Exported(tiny_base(place / "base", initializer_range=0.1), place)
 
 
 def student_of(exported: Exported) -> Any:
@@ -73,9 +73,9 @@ def test_a_folder_loads_in_transformers_and_is_verified_against_the_adapter(expo
     assert load_float(place).config.tie_word_embeddings
     lost = verified["divergence"]["answer"]
     assert lost["tokens"] == sum(len(each) for each in answers_in_tokens(exported))
-    # Random weights are the hardest case for 4 bits; what they cost a trained student stands in docs.
-    assert 0 <= lost["kl_mean"] < {"safetensors-bf16": 0.001, "fp8": 0.05, "w4a16": 0.5}[name]
-    assert lost["same_top"] > {"safetensors-bf16": 0.99, "fp8": 0.85, "w4a16": 0.6}[name]
+    # Random weights are the hardest case; what rounding costs a trained student stands in docs.
+    assert 0 <= lost["kl_mean"] < {"safetensors-bf16": 0.001, "fp8": 0.03, "w4a16": 0.06}[name]
+    assert verified["share"] >= {"safetensors-bf16": 1.0, "fp8": 0.7, "w4a16": 0.7}[name]
 
 
 def answers_in_tokens(exported: Exported) -> list[list[int]]:
@@ -242,7 +242,7 @@ def test_searched_scales_lose_less_than_the_largest_value_gives_and_least_where_
     plain = weight.unflatten(1, (-1, 64)).abs().amax(dim=2) / folder_rounding.INT4_MOST
     blind = folder_rounding.group_scales(weight, 64)
     seeing = folder_rounding.group_scales(weight, 64, importance)
-    assert lost(weight, blind, 64, even) < 0.9 * lost(weight, plain, 64, even)
+    assert lost(weight, blind, 64, even) < 0.95 * lost(weight, plain, 64, even)
     assert lost(weight, seeing, 64, importance) < 0.9 * lost(weight, blind, 64, importance)
     zero = folder_rounding.group_scales(torch.zeros(4, 64), 64)
     assert bool((zero > 0).all())

@@ -90,6 +90,17 @@ class ChatRequest(StrictBody):
     prompt_cache_key: str | None = None
 
 
+def check_body(call: Call) -> None:
+    """Hold `call.body` against what can be answered; raises RequestRefused 400 naming the first field that is wrong."""
+    checked(ChatRequest, call.body)
+    if call.body.get("stream_options") is not None and not call.stream:
+        raise RequestRefused(400, "stream_options: only allowed with stream=true", param="stream_options")
+    for at, message in enumerate(call.body["messages"]):
+        if message["role"] != "assistant" and message.get("content") is None:
+            where = f"messages.{at}.content"
+            raise RequestRefused(400, f"{where}: missing; a {message['role']} message needs text", param=where)
+
+
 class ValidateInput(Step):
     def __init__(self, server: Server) -> None:
         self._most = server.settings.max_body_bytes
@@ -97,18 +108,7 @@ class ValidateInput(Step):
     async def before(self, call: Call) -> None:
         """Fill `call.body`; raises RequestRefused 413 or 400 naming the first field that is wrong."""
         call.body = await read_json(call.http, self._most)
-        check_body(call.body)
-
-
-def check_body(body: Json) -> None:
-    """Hold a body against what can be answered; raises RequestRefused 400 naming the first field that is wrong."""
-    checked(ChatRequest, body)
-    if body.get("stream_options") is not None and not body.get("stream"):
-        raise RequestRefused(400, "stream_options: only allowed with stream=true", param="stream_options")
-    for at, message in enumerate(body["messages"]):
-        if message["role"] != "assistant" and message.get("content") is None:
-            where = f"messages.{at}.content"
-            raise RequestRefused(400, f"{where}: missing; a {message['role']} message needs text", param=where)
+        check_body(call)
 
 
 def make(server: Server) -> Step:
