@@ -235,6 +235,20 @@ def test_refusals_say_what_was_found_and_what_was_expected(tmp_path: Path, made:
     with pytest.raises(Untrusted, match=f"signed by key {made.others.fingerprint[:16]}, trusted is"):
         check_signature(bare, made.keys.public)
     assert check_signature(bare, made.others.public) == made.others.fingerprint
+    copy = made.copy(tmp_path / "copy")
+    (copy / "contract.json").write_text("{}")
+    (copy / "bom.json").unlink()
+    (copy / "extra").write_text("x")
+    said = "does not hold: bom.json is missing; contract.json was changed; extra was added; fetch"
+    with pytest.raises(Untrusted, match=said):
+        check_signature(copy, made.keys.public)
+    copy = made.copy(tmp_path / "damaged")
+    bundle = json.loads((copy / SIGNATURE).read_text())
+    at = bundle["dsseEnvelope"]["signatures"][0]
+    at["sig"] = at["sig"][:20] + ("A" if at["sig"][20] != "A" else "B") + at["sig"][21:]
+    (copy / SIGNATURE).write_text(json.dumps(bundle))
+    with pytest.raises(Untrusted, match="the signature itself is damaged"):
+        check_signature(copy, made.keys.public)
 
 
 def test_another_folders_signature_is_refused_even_where_no_key_is_trusted(tmp_path: Path, made: Signed) -> None:
