@@ -318,8 +318,9 @@ class Evaluate(Section):
 def stages(calls: list[str]) -> dict[str, Any]:
     def export(settings: Any, shared: Any, upstream: Any, out: Path) -> Any:
         calls.append("export")
-        (out / "model.gguf").write_bytes(b"GGUF")
-        return {}
+        for name, data in FILES.items():
+            (out / name).write_bytes(data)
+        return {"formats": {"gguf-q8_0": {"file": "model-q8_0.gguf"}}}
 
     def evaluate(settings: Any, shared: Any, upstream: Any, out: Path) -> Any:
         calls.append("evaluate")
@@ -367,6 +368,21 @@ def test_the_pipeline_signs_what_it_made_and_refuses_it_when_tampered_with(tmp_p
         run(tmp_path, key, "evaluate.margin=0.03")
     (artifact / SIGNATURE).unlink()
     assert run(tmp_path, key)[0] == ["export"]
+
+
+@pytest.mark.parametrize("how", TAMPERINGS)
+def test_no_later_stage_reads_a_tampered_artifact(how: str, tmp_path: Path, made: Signed) -> None:
+    """It is refused, or made anew where manifest or signature are gone: what was put there is never judged."""
+    key = f"export.sign.key={made.keys.private}"
+    _, artifact = run(tmp_path, key)
+    TAMPERINGS[how](artifact, made)
+    try:
+        calls, again = run(tmp_path, key, "evaluate.margin=0.03")
+    except (Untrusted, ManifestMismatch):
+        return
+    assert calls[0] == "export", "only what was made again is read"
+    assert {name: (again / name).read_bytes() for name in FILES} == FILES
+    assert check_signature(again, made.keys.public) == made.keys.fingerprint
 
 
 def test_a_stage_killed_between_manifest_and_signature_is_done_again(
