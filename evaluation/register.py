@@ -30,7 +30,7 @@ from potstill.progress import say
 from potstill.recipe import Section
 from potstill.records import Json
 from potstill.safe_names import safe_name
-from potstill.signing import TrustSettings, refuse_untrusted
+from potstill.signing import TrustSettings, fingerprint_of, refuse_untrusted
 from potstill.stage import Noun, Shared, Upstream
 
 if TYPE_CHECKING:
@@ -66,11 +66,13 @@ class Settings(Section):
 
 
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
-    """The registry itself: another address needs its own version."""
+    """The registry itself: another address needs its own version. Another trusted key asks for the signature again."""
     from potstill.tracking import without_password
 
     where = without_password(shared.tracking_uri)
-    return [Input("tracking", where, sha256_json(where))]
+    trust = settings.trust
+    keys = [Input("trusted key", trust.public_key, fingerprint_of(Path(trust.public_key)))] if trust else []
+    return [Input("tracking", where, sha256_json(where)), *keys]
 
 
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:

@@ -94,7 +94,7 @@ def write_bill(
     licence = licence_of(base, _config(base.path))
     known = terms_of(licence.name)
     if licence.name == UNKNOWN or known is None:
-        say(f"licence of {_plain(base.spec)}: {licence}; look before you ship, and say in {NOTICE} what you found")
+        say(f"licence of {_plain(base.spec)}: {licence}; its terms are not known here, so read them before you ship")
     written = [NOTICE]
     if (text := _licence_text(base.path, known)) is not None:
         write(out / LICENCE, text)

@@ -15,6 +15,7 @@ import hashlib
 import importlib.util
 import os
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +24,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from potstill.errors import DamagedInput, RecipeError, Untrusted
-from potstill.manifest import Manifest, read_manifest
+from potstill.manifest import Manifest, read_manifest, sha256_file
 from potstill.progress import say
 from potstill.recipe import PathText, Section
 from potstill.safe_names import safe_name
@@ -139,12 +140,31 @@ def _check(folder: Path, trusted: str, public_key: Path) -> str:
     try:
         verifier.set_hashing_config(_hashing()).verify(folder, folder / SIGNATURE)
     except Exception as fault:  # ValueError, InvalidSignature, KeyError: whatever the bytes lead the library to
-        said = ascii(str(fault))[1:-1][:300] or type(fault).__name__
+        said = "; ".join(_changes(folder, found.files)) or f"the signature itself is damaged ({type(fault).__name__})"
         raise Untrusted(
-            f"{folder}: its signature does not hold ({said}); the files or the signature were changed since, so fetch "
-            "the folder again or make it anew"
+            f"{folder}: its signature does not hold: {said[:500]}; fetch the folder again or make it anew"
         ) from fault
     return trusted
+
+
+def _changes(folder: Path, signed: Mapping[str, str]) -> list[str]:
+    """What differs from what a signature lists, file by file; no link is followed."""
+    there = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not _plain_folder(path)}
+    there.pop(SIGNATURE, None)
+    found = [f"{ascii(name)[1:-1]} is missing" for name in sorted(signed.keys() - there.keys())]
+    for name, path in sorted(there.items()):
+        shown = ascii(name)[1:-1]
+        if path.is_symlink() or not path.is_file():
+            found.append(f"{shown} is no file of the folder's own")
+        elif name not in signed:
+            found.append(f"{shown} was added")
+        elif sha256_file(path) != signed[name]:
+            found.append(f"{shown} was changed")
+    return found
+
+
+def _plain_folder(path: Path) -> bool:
+    return path.is_dir() and not path.is_symlink()
 
 
 def refuse_untrusted(folder: Path, trust: TrustSettings | None) -> str:

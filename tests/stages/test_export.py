@@ -184,6 +184,7 @@ class Setting:
             golden=[chat.golden(self.tokenizer, each.messages, each.tools) for each in self.rows[:4]],
         )
         write_examples(folder / "dataset" / "validation.parquet", self.rows)
+        write_manifest(folder / "dataset", "dataset", settings_passed={}, settings_used={}, inputs=[], facts={})
         adapter = folder / "adapter"
         save_adapter(base, adapter / "adapter")
         self.tokenizer.save_pretrained(adapter / "tokenizer")

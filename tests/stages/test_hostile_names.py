@@ -156,6 +156,33 @@ def test_bases_inside_packages(area: Area, monkeypatch: pytest.MonkeyPatch) -> N
     sys.modules.pop("packaged_base_for_names", None)
 
 
+def test_trial_folders_of_a_sweep(area: Area, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A trial's folder as sweep.json or the study names it, with MLflow's answers scripted."""
+    from types import SimpleNamespace
+
+    from potstill import tracking_sweeps
+    from potstill.tracking import Tracking
+
+    read: list[Path] = []
+    run = SimpleNamespace(data=SimpleNamespace(tags={}))
+    api = SimpleNamespace(get_run=lambda run_id: run, set_tag=lambda *words: None)
+
+    def record(tracking: Tracking, experiment: str, folder: Path) -> str:
+        read.append(folder)
+        return "run"
+
+    monkeypatch.setattr(tracking_sweeps, "client", lambda tracking: api)
+    monkeypatch.setattr(tracking_sweeps, "record_folder", record)
+
+    def entry(name: str) -> Path:
+        trial = {"state": "done", "number": 0, "folder": name}
+        tracking_sweeps.record_trial(Tracking("sqlite:///unused.db", None), "x", "parent", "k", trial, area.work)
+        return read[-1] / "file"
+
+    refused, taken = area.attack(entry)
+    assert refused > 2000, taken
+
+
 def test_names_of_keys(area: Area) -> None:
     def entry(name: str) -> Path:
         return make_keys(area.work / "keys", name).private

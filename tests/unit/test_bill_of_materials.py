@@ -129,7 +129,7 @@ def test_an_unknown_licence_is_said_on_the_screen_and_in_the_notice(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, bill, short = made(tmp_path, base_with(tmp_path / "base", None))
-    assert "look before you ship" in capsys.readouterr().err
+    assert "read them before you ship" in capsys.readouterr().err
     assert "knows nothing of these terms" in (out / NOTICE).read_text()
     assert "licenses" not in bill["metadata"]["component"]
     assert short["terms"] is None

@@ -66,3 +66,17 @@ def test_no_hostile_name_passes_and_a_link_leads_nowhere(tmp_path: Path) -> None
         inside(area.work, "link/sentinel.txt")
     refused, taken = area.attack(lambda name: area.work / safe_name(name))
     assert refused > 0.97 * len(area.names), taken
+
+
+def test_these_names_do_escape_from_a_plain_join(tmp_path: Path) -> None:
+    """Or the attacks would show nothing: of the same names one in six leads out where nobody checks."""
+    area = Area(tmp_path)
+    with pytest.raises(AssertionError):
+        area.attack(lambda name: area.work / name)
+    escaping = 0
+    for name in area.names:
+        try:
+            escaping += not (area.work / name).resolve().is_relative_to(area.work.resolve())
+        except (OSError, ValueError):
+            continue
+    assert escaping > 400

@@ -235,6 +235,20 @@ def test_refusals_say_what_was_found_and_what_was_expected(tmp_path: Path, made:
     with pytest.raises(Untrusted, match=f"signed by key {made.others.fingerprint[:16]}, trusted is"):
         check_signature(bare, made.keys.public)
     assert check_signature(bare, made.others.public) == made.others.fingerprint
+    copy = made.copy(tmp_path / "copy")
+    (copy / "contract.json").write_text("{}")
+    (copy / "bom.json").unlink()
+    (copy / "extra").write_text("x")
+    said = "does not hold: bom.json is missing; contract.json was changed; extra was added; fetch"
+    with pytest.raises(Untrusted, match=said):
+        check_signature(copy, made.keys.public)
+    copy = made.copy(tmp_path / "damaged")
+    bundle = json.loads((copy / SIGNATURE).read_text())
+    at = bundle["dsseEnvelope"]["signatures"][0]
+    at["sig"] = at["sig"][:20] + ("A" if at["sig"][20] != "A" else "B") + at["sig"][21:]
+    (copy / SIGNATURE).write_text(json.dumps(bundle))
+    with pytest.raises(Untrusted, match="the signature itself is damaged"):
+        check_signature(copy, made.keys.public)
 
 
 def test_another_folders_signature_is_refused_even_where_no_key_is_trusted(tmp_path: Path, made: Signed) -> None:
@@ -304,8 +318,9 @@ class Evaluate(Section):
 def stages(calls: list[str]) -> dict[str, Any]:
     def export(settings: Any, shared: Any, upstream: Any, out: Path) -> Any:
         calls.append("export")
-        (out / "model.gguf").write_bytes(b"GGUF")
-        return {}
+        for name, data in FILES.items():
+            (out / name).write_bytes(data)
+        return {"formats": {"gguf-q8_0": {"file": "model-q8_0.gguf"}}}
 
     def evaluate(settings: Any, shared: Any, upstream: Any, out: Path) -> Any:
         calls.append("evaluate")
@@ -353,6 +368,21 @@ def test_the_pipeline_signs_what_it_made_and_refuses_it_when_tampered_with(tmp_p
         run(tmp_path, key, "evaluate.margin=0.03")
     (artifact / SIGNATURE).unlink()
     assert run(tmp_path, key)[0] == ["export"]
+
+
+@pytest.mark.parametrize("how", TAMPERINGS)
+def test_no_later_stage_reads_a_tampered_artifact(how: str, tmp_path: Path, made: Signed) -> None:
+    """It is refused, or made anew where manifest or signature are gone: what was put there is never judged."""
+    key = f"export.sign.key={made.keys.private}"
+    _, artifact = run(tmp_path, key)
+    TAMPERINGS[how](artifact, made)
+    try:
+        calls, again = run(tmp_path, key, "evaluate.margin=0.03")
+    except (Untrusted, ManifestMismatch):
+        return
+    assert calls[0] == "export", "only what was made again is read"
+    assert {name: (again / name).read_bytes() for name in FILES} == FILES
+    assert check_signature(again, made.keys.public) == made.keys.fingerprint
 
 
 def test_a_stage_killed_between_manifest_and_signature_is_done_again(
