@@ -67,7 +67,8 @@ def record_prompt(tracking: Tracking, recipe: str, rule_json: Json) -> str | Non
         return None
     api = client(tracking)
     name, digest = f"{model_name(recipe)}.prompt", sha256_json(rule_json)
-    known = patiently(lambda: api.search_model_versions(f"name = '{name}'", max_results=1000))
+    wanted = f"name = '{name}' and tags.`mlflow.prompt.is_prompt` = 'true'"
+    known = patiently(lambda: api.search_model_versions(wanted, max_results=1000))
     for each in known:
         if each.tags.get(RULE) == digest:
             return f"prompts:/{name}/{each.version}"

@@ -28,6 +28,10 @@ from potstill.tracking import Tracking, client
 ENDING = ".history"
 SOURCE = "potstill:/history"  # MLflow asks every version for a source; an entry holds no files
 MOVE, SETTLED = "potstill.move", "potstill.settled"
+FOREIGN = json.dumps(
+    {"action": "promote", "version": None, "before": None, "previous": None, "by": "somebody", "parent": -1,
+     "why": "made in MLflow, not by Potstill", "under": 0, "born": 0}
+)  # fmt: skip
 PAGE = 20  # entries read at once when looking for the one that stands
 WHOLE = 1000
 PATIENCE_S = 30.0  # how long a busy database is asked again
@@ -135,7 +139,7 @@ def last_accepted(tracking: Tracking, model: str) -> Entry | None:
 
 def entry(tracking: Tracking, model: str, number: int) -> Entry:
     """One entry by its number."""
-    return _entry(patiently(lambda: client(tracking).get_model_version(model + ENDING, str(number))))
+    return _entry(tracking, patiently(lambda: client(tracking).get_model_version(model + ENDING, str(number))))
 
 
 def _pages(tracking: Tracking, model: str, size: int, enough: Callable[[Sequence[Entry]], bool]) -> list[Entry]:
@@ -148,16 +152,23 @@ def _pages(tracking: Tracking, model: str, size: int, enough: Callable[[Sequence
                 f"name = '{model}{ENDING}'", max_results=size, order_by=["version_number DESC"], page_token=token
             )
         )
-        read = [_entry(each) for each in page]
+        read = [_entry(tracking, each) for each in page]
         found |= {each.number: each for each in read}  # a page is an offset: new entries shift it, by repeating some
         token = page.token
         if not token or enough(read):
             return [found[number] for number in sorted(found)]
 
 
-def _entry(version: Any) -> Entry:
+def _entry(tracking: Tracking, version: Any) -> Entry:
+    """One version as an entry. One without a move in it is read once more by itself.
+
+    MLflow reads a page and then, limited anew, the tags of a page: an entry that comes in between takes the tags of
+    the oldest one away. What has no move even then was made by somebody else and is never accepted.
+    """
+    if MOVE not in version.tags:
+        version = patiently(lambda: client(tracking).get_model_version(version.name, str(version.version)))
     known = {each.name for each in fields(Entry)}
-    stored = {key: value for key, value in json.loads(version.tags[MOVE]).items() if key in known}
+    stored = {key: value for key, value in json.loads(version.tags.get(MOVE, FOREIGN)).items() if key in known}
     stored["pruned"] = tuple(stored.get("pruned") or ())
     at = datetime.fromtimestamp(version.creation_timestamp / 1000, UTC).isoformat(timespec="milliseconds")
     settled = SETTLED in version.tags

@@ -20,7 +20,7 @@ from potstill.retention import Item, held_by, open_paths, size_of
 from potstill.tracking import Tracking, client
 from potstill.tracking_journal import patiently
 from potstill.tracking_moves import Standing, give_up, standing
-from potstill.tracking_versions import CARRIED, PRUNED, aliases, kept_download
+from potstill.tracking_versions import CARRIED, PRUNED, aliases, find_version, kept_download
 
 GIVEN_UP = ("adapter", "artifact")
 LEFT = (MANIFEST, "contract.json", "verification.json")  # of these folders: what lineage and a reviewer read
@@ -96,6 +96,8 @@ def _stored(
     held = [path for path in (_local(where), kept_download(tracking, version.name, number, where)) if path is not None]
     reasons = [alias for alias, each in sorted(named.items()) if each == number] + ["newest"] * newest
     reasons += [f"open in process {process}" for path in held if (process := held_by(path, opened)) is not None]
+    if reasons:  # a page may come without tags of its oldest versions (see tracking_journal)
+        tags = dict(find_version(tracking, f"models:/{version.name}/{number}").tags)
     return StoredVersion(version.name, number, where, tags, ", ".join(reasons), PRUNED in tags)
 
 

@@ -185,14 +185,18 @@ def record_candidates(
             "candidate",
             _candidate_manifest(manifest, name),
             report,
-            params={"candidate": name},
+            params={"candidate": name, "model": digest, "dataset": datasets[0].digest if datasets else ""},
             metrics={},
             datasets=datasets,
             points=[
                 Point(key, value, model_id=model_id, dataset=datasets[0] if datasets else None)
                 for key, value in metrics.items()
             ],
-            tags={"mlflow.parentRunId": runs["report"], "potstill.candidate": name},
+            tags={
+                "mlflow.parentRunId": runs["report"],
+                "potstill.candidate": name,
+                "potstill.model_id": model_id,
+            },
         )
         link_models(tracking, run_id, read=[model_id])
         made[name] = model_id

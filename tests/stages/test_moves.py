@@ -209,6 +209,33 @@ def test_an_entry_deleted_from_the_journal_is_noticed(workshop: Workshop) -> Non
         history(workshop.tracking, "gap")
 
 
+def test_a_version_made_by_hand_in_the_journal_is_no_move(workshop: Workshop) -> None:
+    three_versions(workshop, "foreign")
+    client(workshop.tracking).create_model_version("foreign" + ENDING, "potstill:/history")
+    assert promote(workshop.tracking, "foreign", "3", by="ann", why="third").entry == 4
+    assert [move.entry for move in history(workshop.tracking, "foreign")] == [1, 2, 4]
+    assert [move.accepted for move in history(workshop.tracking, "foreign", refused=True)] == [True, True, False, True]
+
+
+def test_a_page_whose_oldest_entry_came_without_its_tags_is_read_aright(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    three_versions(workshop, "torn")
+    real = MlflowClient.search_model_versions
+
+    def torn(*words: Any, **more: Any) -> Any:
+        page = real(*words, **more)
+        if len(page):
+            page[-1]._tags = {}
+        return page
+
+    monkeypatch.setattr(MlflowClient, "search_model_versions", torn)
+    assert [move.version for move in history(workshop.tracking, "torn")] == ["1", "2"]
+    assert promote(workshop.tracking, "torn", "3", by="ann", why="third").before == "2"
+
+
 def test_no_model_may_take_a_journals_name(workshop: Workshop) -> None:
     with pytest.raises(RecipeError, match="names that end in"):
         aliases(workshop.tracking, "x.history")
