@@ -21,6 +21,7 @@ from typing import Any
 
 from potstill import __version__
 from potstill.errors import ManifestMismatch
+from potstill.forgetting.tombstone import TOMBSTONE, struck_files
 from potstill.records import Json, canonical_json
 
 MANIFEST = "manifest.json"
@@ -122,7 +123,7 @@ def write_manifest(
     files: dict[str, Json] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if name not in (MANIFEST, "forgotten.json") and not name.endswith(".partial"):
+        if name not in (MANIFEST, TOMBSTONE) and not name.endswith(".partial"):
             files[name] = {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
     manifest = Manifest(
         kind=kind,
@@ -175,8 +176,6 @@ def read_manifest(folder: Path, kind: str | None = None, *, verify: bool = True)
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
     """Refuse a folder with a missing, changed or unlisted file, naming each."""
-    from potstill.forgetting.tombstone import TOMBSTONE, struck_files
-
     faults = []
     for name, entry in (dict(manifest.files) | dict(struck_files(folder, manifest.digest))).items():
         path = folder / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import threading
@@ -361,3 +362,35 @@ def test_what_a_teacher_was_asked_for_two_rows_stays_until_both_are_forgotten(
     for row, answers in (("x00005", [True, True]), ("x00006", [False, True])):
         assert cli.main(["forget", "--exchange", row, "--work-dir", str(made.work), "--yes"]) == 0
         assert [response is not None for _, response, _ in ledger_of(made)] == answers
+
+
+def test_compressed_captured_traffic_is_rewritten_without_the_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = exchange(90, text=secret(90), metadata={"user": USER})
+    made = make_place(tmp_path, monkeypatch, [exchange(at) for at in range(40)], [mine, exchange(91)])
+    plain = made.captured / "exchanges-1.jsonl"
+    packed = plain.with_name("exchanges-1.jsonl.gz")
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    assert cli.main(["forget", "--user", USER, "--work-dir", str(made.work), "--yes"]) == 0
+    assert made.holding(USER, "zanzibar0090", "x00090") == []
+    assert json.loads(gzip.decompress(packed.read_bytes()))["id"] == "x00091"
+
+
+def test_a_dataset_from_before_members_were_kept_still_tells_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_place(tmp_path, monkeypatch, users_log())
+    (made.old / "members.parquet").unlink()
+    assert cli.main(["forget", "--user", USER, "--work-dir", str(made.work), "--yes"]) == 0
+    assert made.holding(*WORDS) == []
+
+
+def test_a_run_without_anything_forgotten_has_the_key_that_it_always_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_place(tmp_path, monkeypatch, [exchange(at) for at in range(40)])
+    assert look(made.work, "user", "nobody").traces == []
+    assert made.distil() == made.old
+    assert not [each for each in read_manifest(made.old).inputs if each.role == "forgotten"]

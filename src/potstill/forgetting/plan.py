@@ -256,19 +256,28 @@ def _marks(work: Path, plan: Plan, datasets: Sequence[tuple[Path, Manifest]]) ->
         for folder, manifest in datasets
         if manifest.digest in rows
     ]
+    fate = _inherited(held, plan.folders)
+    for folder, manifest in plan.folders:
+        needed = None if manifest.kind == "dataset" else _mark_of(manifest, fate)
+        if needed is not None:
+            found.append(Trace(manifest.kind, _name(folder, work), "mark", 0, manifest.digest, needed))
+    return found
+
+
+def _inherited(held: Mapping[str, Again], folders: Sequence[tuple[Path, Manifest]]) -> dict[str, Again]:
+    """By content digest what must be done again, for datasets and for all that was made from them in any number of
+    steps.
+    """
     fate = dict(held)
     grew = True
     while grew:
         grew = False
-        for _, manifest in plan.folders:
+        for _, manifest in folders:
             inherited = [fate[each.digest] for each in manifest.inputs if each.digest in fate]
             worst = max(inherited, key=_rank) if inherited else None
             if worst is not None and _rank(worst) > _rank(fate.get(manifest.digest)):
                 fate[manifest.digest], grew = worst, True
-    for folder, manifest in plan.folders:
-        if manifest.kind != "dataset" and (again := _mark_of(manifest, fate)) is not None:
-            found.append(Trace(manifest.kind, _name(folder, work), "mark", 0, manifest.digest, again))
-    return found
+    return fate
 
 
 def _verdict(folder: Path, wanted: Wanted) -> tuple[Again, int]:
