@@ -190,6 +190,8 @@ def _names(name: str, value: object, inside: Any, wanted: Wanted) -> bool:
 def _entry_goes(entry: Any, wanted: Wanted, needles: Needles) -> bool:
     if isinstance(entry, str):
         return _is_id(entry, wanted)
+    if isinstance(entry, list):  # a table's row
+        return any(isinstance(each, str) and _is_id(each, wanted) for each in entry)
     if not isinstance(entry, dict):
         return False
     if isinstance(entry.get("messages"), list) and not said(entry["messages"]).isdisjoint(wanted.own_texts()):
