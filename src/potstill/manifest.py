@@ -21,6 +21,7 @@ from typing import Any
 
 from potstill import __version__
 from potstill.errors import ManifestMismatch, UnsafeName
+from potstill.forgetting.tombstone import TOMBSTONE, struck_files
 from potstill.records import Json, canonical_json
 from potstill.safe_names import inside
 from potstill.signature import SIGNATURE, signature_faults
@@ -128,7 +129,7 @@ def write_manifest(
     files: dict[str, Json] = {}
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         name = path.relative_to(folder).as_posix()
-        if name not in (MANIFEST, "forgotten.json") and not name.endswith(".partial"):
+        if name not in (MANIFEST, TOMBSTONE) and not name.endswith(".partial"):
             files[name] = {"sha256": sha256_file(path), "size_bytes": path.stat().st_size}
     manifest = Manifest(
         kind=kind,
@@ -184,8 +185,6 @@ def read_manifest(folder: Path, kind: str | None = None, *, verify: bool = True)
 
 def verify_files(folder: Path, manifest: Manifest) -> None:
     """Refuse a folder with a missing, changed, unlisted or linked file, or another folder's signature, naming each."""
-    from potstill.forgetting.tombstone import TOMBSTONE, struck_files
-
     faults = []
     digests = {MANIFEST: sha256_file(folder / MANIFEST)}
     for name, entry in (dict(manifest.files) | dict(struck_files(folder, manifest.digest))).items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
 import threading
@@ -12,6 +13,7 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from distillation.relabel.ledger import Ledger
 from potstill import cli
 from potstill.errors import GateRefused, ManifestMismatch
 from potstill.forgetting.act import forget, look
@@ -327,3 +329,68 @@ def test_a_run_at_work_is_not_disturbed(place: Place) -> None:
     with locked(place.work / "mail"), pytest.raises(PotstillError, match="another potstill is at work"):
         forget(place.work, "user", USER, by="me", why="")
     assert newest(place.work / "mail", "dataset") == place.old
+
+
+def test_short_texts_and_ids_do_not_spoil_files_that_hold_such_words_by_chance(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An id `12`, a message `business` and a label stand in every vocabulary and in the task's own definition."""
+    mine = exchange(100, "loan", text="business", metadata={"user": "42", "conversation": "cc"}) | {"id": "12"}
+    made = make_place(tmp_path, monkeypatch, [*(exchange(at, "card") for at in range(60)), mine])
+    add_descendants(made, "12", "business")
+    adapter = made.work / "mail" / "adapter-adapter___"
+    others = {adapter / "tokenizer" / "tokenizer.json": json.dumps({"vocab": ["12", "42", "business", "loan"]}),
+              adapter / "task.json": json.dumps({"task": {"labels": ["card", "loan"]}})}  # fmt: skip
+    for path, text in others.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert cli.main(["forget", "--user", "42", "--work-dir", str(made.work), "--yes"]) == 0
+    assert {path: path.read_text() for path in others} == others
+    assert [each["text"] for each in json.loads((adapter / "contract.json").read_text())["golden"]] == [
+        f"<user>{said(1)}"
+    ]
+    assert "12" not in place_of(made.distil())
+
+
+def test_what_a_teacher_was_asked_for_two_rows_stays_until_both_are_forgotten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_place(tmp_path, monkeypatch, [exchange(at) for at in range(60)])
+    add_descendants(made, "x00005", "nothing")
+    with Ledger(made.work / "mail" / "relabel" / "relabel.sqlite", 10**12) as ledger:
+        ledger.asked_for([("k1", "x00006")])
+    for row, answers in (("x00005", [True, True]), ("x00006", [False, True])):
+        assert cli.main(["forget", "--exchange", row, "--work-dir", str(made.work), "--yes"]) == 0
+        assert [response is not None for _, response, _ in ledger_of(made)] == answers
+
+
+def test_compressed_captured_traffic_is_rewritten_without_the_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = exchange(90, text=secret(90), metadata={"user": USER})
+    made = make_place(tmp_path, monkeypatch, [exchange(at) for at in range(40)], [mine, exchange(91)])
+    plain = made.captured / "exchanges-1.jsonl"
+    packed = plain.with_name("exchanges-1.jsonl.gz")
+    packed.write_bytes(gzip.compress(plain.read_bytes()))
+    plain.unlink()
+    assert cli.main(["forget", "--user", USER, "--work-dir", str(made.work), "--yes"]) == 0
+    assert made.holding(USER, "zanzibar0090", "x00090") == []
+    assert json.loads(gzip.decompress(packed.read_bytes()))["id"] == "x00091"
+
+
+def test_a_dataset_from_before_members_were_kept_still_tells_its_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_place(tmp_path, monkeypatch, users_log())
+    (made.old / "members.parquet").unlink()
+    assert cli.main(["forget", "--user", USER, "--work-dir", str(made.work), "--yes"]) == 0
+    assert made.holding(*WORDS) == []
+
+
+def test_a_run_without_anything_forgotten_has_the_key_that_it_always_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = make_place(tmp_path, monkeypatch, [exchange(at) for at in range(40)])
+    assert look(made.work, "user", "nobody").traces == []
+    assert made.distil() == made.old
+    assert not [each for each in read_manifest(made.old).inputs if each.role == "forgotten"]

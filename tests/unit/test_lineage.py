@@ -130,3 +130,11 @@ def test_every_thing_is_drawn_once_inside_the_picture_and_none_over_another(node
         assert 0 <= x <= float(root.get("width", "")) - WIDTH
         assert 0 <= y <= float(root.get("height", "")) - HEIGHT
         assert all(abs(x - other) >= WIDTH or abs(y - down) >= HEIGHT for other, down in corners[:at])
+
+
+def test_no_line_is_drawn_that_a_longer_way_implies() -> None:
+    report = Node("report", "4" * 64, "/r")
+    artifact = Node("artifact", "3" * 64, "/a", made_into=(report,))
+    adapter = Node("adapter", "2" * 64, "/b", made_into=(artifact, report))
+    dataset = Node("dataset", "1" * 64, "/d", made_into=(adapter, artifact, report))
+    assert sum(1 for _ in ElementTree.fromstring(draw(dataset)).iter(f"{SVG}path")) == 3

@@ -75,7 +75,8 @@ def _json(plan: Plan, outcome: Outcome | None = None) -> Json:
 def _text(plan: Plan, done: bool) -> str:
     if not plan.traces:
         return f"nothing below the working folder, and no log that its datasets name, knows this {plan.wanted.kind}"
-    lines = [f"{len(plan.wanted.ids):,} exchanges of this {plan.wanted.kind}; {'done' if done else 'would be done'}:"]
+    count = len(plan.wanted.ids)
+    lines = [f"{count:,} exchange{'' if count == 1 else 's'} found; {'done' if done else 'would be done'}:"]
     for each in sorted(plan.traces, key=lambda each: (each.act in ("suppress", "look"), each.act == "mark")):
         words = AGAIN[each.again] if each.act == "mark" and each.again else WORDS[each.act]
         rows = f" ({each.rows:,})" if each.rows else ""

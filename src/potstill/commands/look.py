@@ -12,6 +12,7 @@ from typing import Any
 
 from potstill.commands.recipes import read, sections
 from potstill.errors import DamagedInput
+from potstill.forgetting.tombstone import read_tombstone
 from potstill.manifest import MANIFEST, Manifest, library_versions, read_manifest, write_atomically
 from potstill.pipeline import plan_stage
 from potstill.recipe import recipe_json_schema
@@ -23,10 +24,12 @@ from potstill.stage_finder import stage_modules
 def status(arguments: argparse.Namespace) -> int:
     """Finished folders of a recipe and which stages would run."""
     recipe, modules = read(arguments.recipe, arguments.overrides)
-    folders = []
+    folders: list[Json] = []
     for path in sorted(recipe.shared.work_dir.glob(f"*/{MANIFEST}"), key=lambda each: each.stat().st_mtime):
         manifest = read_manifest(path.parent, verify=False)
         folders.append({"folder": path.parent.name, "created": manifest.created, "digest": manifest.digest})
+        if (stone := read_tombstone(path.parent)) is not None and stone.again != "nothing":
+            folders[-1]["forgotten"] = stone.words
     made: dict[Noun, Manifest | None] = {}
     stages: list[Json] = []
     for section, module in modules.items():
@@ -37,7 +40,7 @@ def status(arguments: argparse.Namespace) -> int:
         print(json.dumps({"folders": folders, "stages": stages}))
     else:
         for each in folders:
-            print(f"{each['created']}  {each['folder']}  {each['digest'][:12]}")
+            print(f"{each['created']}  {each['folder']}  {each['digest'][:12]}  {each.get('forgotten', '')}".rstrip())
         for each in stages:
             print(f"{each['stage']}: {'up to date' if each['up_to_date'] else 'would run'}, {each['why']}")
     return 0

@@ -87,7 +87,7 @@ def forget(
     """
     with ExitStack() as stack:
         for folder in sorted({path.parent.parent for path in work.glob(f"*/*/{MANIFEST}")}):
-            if folder.name != FOLDER and (folder.parent == work):
+            if folder.name not in (FOLDER, "mlartifacts", "mlruns"):
                 stack.enter_context(locked(folder))
         wanted, unfinished, before = _begin(work, kind, value)
         plan = find_traces(work, wanted)

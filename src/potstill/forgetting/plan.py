@@ -43,7 +43,6 @@ WORDS: Mapping[Act, str] = {
 NEVER = frozenset({".gguf", ".safetensors", ".bin", ".pt", ".onnx", ".lock", ".key", ".png"})
 UNFINISHED = re.compile(r"^(dataset|adapter|artifact|report|version)-[0-9a-f]{10}$")
 ROUNDS = 10
-SHORTEST_ID = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +86,9 @@ def find_traces(work: Path, wanted: Wanted) -> Plan:
     plan = Plan(wanted, folders=finished_folders(work))
     captured, foreign = traffic(work, plan.folders)
     datasets = [(path, manifest) for path, manifest in plan.folders if manifest.kind == "dataset"]
+    for _, manifest in plan.folders:
+        task = manifest.settings_used.get("task")
+        wanted.common.update(each for each in (task or {}).get("labels") or [] if isinstance(each, str))
     edits: dict[Path, int] = {}
     lines: dict[str, int | None] = {}
     for _ in range(ROUNDS):
@@ -119,7 +121,7 @@ def _holds(folder: Path, wanted: Wanted) -> bool:
 
 def needles_of(wanted: Wanted) -> Needles:
     """What is looked for in files of any kind; an id too short to be told from other words only where it is a field."""
-    return Needles.of(wanted.own_texts(), {each for each in {*wanted.ids, *wanted.names} if len(each) >= SHORTEST_ID})
+    return Needles.of(wanted.sought_texts(), wanted.sought_ids())
 
 
 def _readers(
@@ -148,17 +150,31 @@ def walk(work: Path) -> Iterator[Path]:
 def _files(work: Path, plan: Plan, needles: Needles) -> list[Trace]:
     """Files below the working folder that hold rows or texts of what is wanted."""
     homes = dict(plan.folders)
+    wide = Needles.of(plan.wanted.own_texts(), {*plan.wanted.ids, *plan.wanted.names})
     leftover = _leftovers(work, plan)
     found = [Trace("unfinished folder", _name(each, work), "delete") for each in leftover]
     for path in walk(work):
         if any(path.is_relative_to(each) for each in leftover):
             continue
         home = next((homes[each] for each in path.parents if each in homes), None)
-        act, rows = _act_on(path, plan.wanted, needles)
+        act, rows = _act_on(path, plan.wanted, needles, wide)
         if act is not None:
             kind = f"{home.kind} file" if home is not None else _kind_of(path, work)
             found.append(Trace(kind, _name(path, work), act, rows, sha256_file(path)))
-    return found
+    return [*found, *_pages_beside(work, homes, found)]
+
+
+def _pages_beside(work: Path, homes: Mapping[Path, Manifest], found: Sequence[Trace]) -> list[Trace]:
+    """Pages made of rows that go: a report's own, and those of `potstill look`, which hold rows packed."""
+    known = {each.path for each in found}
+    struck = [work / each.path for each in found if each.act == "rows"]
+    touched = [each for each in homes if any(path.is_relative_to(each) for path in struck)]
+    pages = {page for each in touched for page in (*each.glob("*.html"), *each.parent.glob(f"look-{each.name}*.html"))}
+    return [
+        Trace("page", _name(each, work), "page", 0, sha256_file(each))
+        for each in sorted(pages)
+        if _name(each, work) not in known
+    ]
 
 
 def _leftovers(work: Path, plan: Plan) -> list[Path]:
@@ -186,8 +202,11 @@ def _kind_of(path: Path, work: Path) -> str:
     return "MLflow file" if parts[0] in ("mlartifacts", "mlruns", "mlflow.db") else "other file"
 
 
-def _act_on(path: Path, wanted: Wanted, needles: Needles) -> tuple[Act | None, int]:
-    """What must be done to a file, and how many rows of it are known to go."""
+def _act_on(path: Path, wanted: Wanted, needles: Needles, wide: Needles) -> tuple[Act | None, int]:
+    """What must be done to a file, and how many rows of it are known to go.
+
+    `wide` are the shorter texts and ids too, which only say that a JSON file's fields are worth a look.
+    """
     if path.suffix == ".parquet":
         rows, changes = count_rows(path, wanted)
         if changes:
@@ -202,7 +221,7 @@ def _act_on(path: Path, wanted: Wanted, needles: Needles) -> tuple[Act | None, i
     if path.name.endswith(".partial"):
         return ("delete", 0) if needles and needles.in_file(path) else (None, 0)
     if path.suffix == ".json":
-        return ("json", 0) if json_changes(path, wanted, needles) else (None, 0)
+        return ("json", 0) if wide.in_file(path) and json_changes(path, wanted, needles) else (None, 0)
     if path.suffix in (".md", ".txt"):
         rows = _lines_going(path, wanted, needles)
         return ("lines", rows) if rows else (None, 0)
@@ -237,19 +256,28 @@ def _marks(work: Path, plan: Plan, datasets: Sequence[tuple[Path, Manifest]]) ->
         for folder, manifest in datasets
         if manifest.digest in rows
     ]
+    fate = _inherited(held, plan.folders)
+    for folder, manifest in plan.folders:
+        needed = None if manifest.kind == "dataset" else _mark_of(manifest, fate)
+        if needed is not None:
+            found.append(Trace(manifest.kind, _name(folder, work), "mark", 0, manifest.digest, needed))
+    return found
+
+
+def _inherited(held: Mapping[str, Again], folders: Sequence[tuple[Path, Manifest]]) -> dict[str, Again]:
+    """By content digest what must be done again, for datasets and for all that was made from them in any number of
+    steps.
+    """
     fate = dict(held)
     grew = True
     while grew:
         grew = False
-        for _, manifest in plan.folders:
+        for _, manifest in folders:
             inherited = [fate[each.digest] for each in manifest.inputs if each.digest in fate]
             worst = max(inherited, key=_rank) if inherited else None
             if worst is not None and _rank(worst) > _rank(fate.get(manifest.digest)):
                 fate[manifest.digest], grew = worst, True
-    for folder, manifest in plan.folders:
-        if manifest.kind != "dataset" and (again := _mark_of(manifest, fate)) is not None:
-            found.append(Trace(manifest.kind, _name(folder, work), "mark", 0, manifest.digest, again))
-    return found
+    return fate
 
 
 def _verdict(folder: Path, wanted: Wanted) -> tuple[Again, int]:

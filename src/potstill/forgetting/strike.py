@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from potstill.forgetting.needles import Needles
-from potstill.forgetting.reading import Edit, batches, column_names, names_in, quoted
-from potstill.forgetting.wanted import Wanted
+from potstill.forgetting.reading import Edit, batches, column_names, names_in
+from potstill.forgetting.wanted import SHORTEST_ID, Wanted, said
 from potstill.manifest import write_atomically
 
 GONE = "(forgotten)"
+# Of a contract, a manifest: what a model is told by, never a row; a change would make it another.
+NOT_ROWS = frozenset({"task", "chat_template", "prompt_rule", "settings_used", "settings_passed", "files", "stop"})
 OWNERS = frozenset({"user", "by", "conversation", "end_user", "safety_identifier"})
 PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>Forgotten</title>
 <body><p>This page quoted rows that were forgotten since ({record}), and was taken away with them.
@@ -85,7 +87,7 @@ def _without_ids(text: str, wanted: Wanted) -> str:
     if " " not in text:
         return text
     words = text.split(" ")
-    found = [GONE if len(each) > 1 and wanted.has_id(each.strip(",;:()'\"")) else each for each in words]
+    found = [GONE if _is_id(each.strip(",;:()'\""), wanted) else each for each in words]
     return " ".join(found) if found != words else text
 
 
@@ -147,11 +149,8 @@ def line_goes(line: bytes, wanted: Wanted, needles: Needles) -> bool:
 
 def json_changes(path: Path, wanted: Wanted, needles: Needles) -> bool:
     """Whether `strike_json` would change a file; what cannot be read as JSON it leaves alone."""
-    data = path.read_bytes()
-    if not needles.within(data) and not any(each in data for each in quoted([*wanted.names, *wanted.ids])):
-        return False
     try:
-        found = json.loads(data)
+        found = json.loads(path.read_bytes())
     except ValueError:
         return False
     return bool(without(found, wanted, needles) != found)
@@ -168,11 +167,18 @@ def strike_json(path: Path, wanted: Wanted, needles: Needles) -> None:
 def without(value: Any, wanted: Wanted, needles: Needles) -> Any:
     """A JSON value without what is forgotten."""
     if isinstance(value, dict):
+        kept = {name: each for name, each in value.items() if name in NOT_ROWS}
+        value = {name: each for name, each in value.items() if name not in NOT_ROWS} if kept else value
         named = {name for name, each in value.items() if _names(name, each, value, wanted)}
-        return {name: GONE if name in named else without(each, wanted, needles) for name, each in value.items()}
+        found = {name: GONE if name in named else without(each, wanted, needles) for name, each in value.items()}
+        return found | kept
     if isinstance(value, list):
         return [without(each, wanted, needles) for each in value if not _entry_goes(each, wanted, needles)]
-    return GONE if isinstance(value, str) and (wanted.has_id(value) or needles.in_text(value)) else value
+    return GONE if isinstance(value, str) and (_is_id(value, wanted) or needles.in_text(value)) else value
+
+
+def _is_id(text: str, wanted: Wanted) -> bool:
+    return len(text) >= SHORTEST_ID and wanted.has_id(text)
 
 
 def _names(name: str, value: object, inside: Any, wanted: Wanted) -> bool:
@@ -183,9 +189,13 @@ def _names(name: str, value: object, inside: Any, wanted: Wanted) -> bool:
 
 def _entry_goes(entry: Any, wanted: Wanted, needles: Needles) -> bool:
     if isinstance(entry, str):
-        return wanted.has_id(entry)
+        return _is_id(entry, wanted)
+    if isinstance(entry, list):  # a table's row
+        return any(isinstance(each, str) and _is_id(each, wanted) for each in entry)
     if not isinstance(entry, dict):
         return False
+    if isinstance(entry.get("messages"), list) and not said(entry["messages"]).isdisjoint(wanted.own_texts()):
+        return True
     return any(wanted.has_id(entry.get(name)) for name in ("id", "row")) or needles.in_text(
         json.dumps(entry, ensure_ascii=False)
     )
@@ -196,40 +206,36 @@ def strike_page(path: Path, record: str) -> None:
     write_atomically(path, PAGE.format(record=html.escape(record)).encode())
 
 
-def asked_keys(path: Path, wanted: Wanted) -> list[str]:
-    """Requests of a relabelling ledger that were made for forgotten rows alone."""
+def ledger_rows(path: Path, wanted: Wanted) -> int:
+    """How many requests a relabelling ledger holds for forgotten rows; none in one from before it kept that."""
     import sqlite3
 
     base = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=60)
     try:
-        if not base.execute("SELECT 1 FROM sqlite_master WHERE name = 'asked'").fetchone():
-            return []
-        for_whom: dict[str, list[bool]] = {}
-        for key, row in base.execute("SELECT key, row FROM asked"):
-            for_whom.setdefault(key, []).append(wanted.has_id(row))
-        return sorted(key for key, each in for_whom.items() if all(each))
+        return len(_asked(base, wanted))
     finally:
         base.close()
 
 
+def _asked(base: Any, wanted: Wanted) -> list[tuple[str, str]]:
+    if not base.execute("SELECT 1 FROM sqlite_master WHERE name = 'asked'").fetchone():
+        return []
+    return [(key, row) for key, row in base.execute("SELECT key, row FROM asked") if wanted.has_id(row)]
+
+
 def strike_ledger(path: Path, wanted: Wanted) -> None:
-    """Delete a teacher's answers about forgotten rows; what they cost stays counted."""
+    """Delete a teacher's answers that were asked for about forgotten rows alone; what they cost stays counted."""
     import sqlite3
 
-    keys = asked_keys(path, wanted)
     base = sqlite3.connect(path, timeout=60, isolation_level=None)
     try:
-        base.execute("PRAGMA secure_delete = ON")
+        base.execute("PRAGMA secure_delete = ON")  # else the bytes stay in the file's free pages
         base.execute("BEGIN IMMEDIATE")
-        base.executemany("UPDATE request SET response = NULL WHERE key = ?", [(each,) for each in keys])
-        rows = [(row,) for (row,) in base.execute("SELECT DISTINCT row FROM asked") if wanted.has_id(row)]
-        base.executemany("DELETE FROM asked WHERE row = ?", rows)
+        for key, row in _asked(base, wanted):
+            base.execute("DELETE FROM asked WHERE key = ? AND row = ?", (key, row))
+            if not base.execute("SELECT 1 FROM asked WHERE key = ?", (key,)).fetchone():
+                base.execute("UPDATE request SET response = NULL WHERE key = ?", (key,))
         base.execute("COMMIT")
         base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     finally:
         base.close()
-
-
-def ledger_rows(path: Path, wanted: Wanted) -> int:
-    """How many answers of a ledger are about forgotten rows."""
-    return len(asked_keys(path, wanted))

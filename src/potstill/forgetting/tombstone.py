@@ -25,7 +25,7 @@ Again = Literal["distill", "train", "evaluate", "nothing"]
 WORDS: Mapping[Again, str] = {
     "distill": "holds rows that were forgotten since; it must be made again",
     "train": "learnt from rows that were forgotten since; it must be retrained",
-    "evaluate": "was judged on rows that were forgotten since; it must be evaluated again",
+    "evaluate": "stands on rows that were forgotten since; it must be evaluated again",
     "nothing": "quoted rows that were forgotten since",
 }
 ORDER: tuple[Again, ...] = ("nothing", "evaluate", "distill", "train")

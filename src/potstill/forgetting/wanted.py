@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,19 +13,18 @@ from potstill.forgetting.suppressed import Kind, Suppressed, forgotten_key, keye
 from potstill.members import exchange_ids, hash64
 from potstill.prompt import joined
 from potstill.records import Json, canonical_json
-from potstill.redaction import Redactor
+from potstill.redaction import Redactor, redaction_key
+from potstill.redaction.key import VARIABLE
 
 SHORTEST_TEXT = 8  # characters: a shorter text is nobody's own
+SHORTEST_SOUGHT, FEWEST_WORDS = 16, 3  # looked for within other texts only from here: a word stands in any vocabulary
+SHORTEST_ID = 6  # an id is looked for within texts only from here; a shorter one stands for itself in an id's field
 _KEY_FILE = "redaction.key"
 
 
 def placeholders(work: Path, kind: Kind, value: str) -> set[str]:
     """The id as redaction writes it, under every key of the working folder: the id itself unless it is personal."""
-    from potstill.redaction.key import VARIABLE, redaction_key
-
     keys = {path.read_text().strip().encode() for path in sorted(work.rglob(_KEY_FILE))}
-    import os
-
     keys |= {redaction_key(work)} if os.environ.get(VARIABLE) else set()
     if kind == "exchange":
         return {value}
@@ -106,8 +106,18 @@ class Wanted:
         return users, conversations
 
     def own_texts(self) -> set[str]:
-        """The texts that nobody else sent word for word."""
+        """The texts that nobody else sent word for word, and that are no word of the task."""
         return self.texts - self.common
+
+    def sought_texts(self) -> set[str]:
+        """Of these the ones long enough to be looked for within any file."""
+        return {
+            each for each in self.own_texts() if len(each) >= SHORTEST_SOUGHT and len(each.split()) >= FEWEST_WORDS
+        }  # fmt: skip
+
+    def sought_ids(self) -> set[str]:
+        """The ids long enough to be told from other words."""
+        return {each for each in {*self.ids, *self.names} if len(each) >= SHORTEST_ID}
 
 
 def said(messages: Sequence[Any]) -> set[str]:

@@ -59,11 +59,29 @@ class _Graph:
         if start != end and (end, start) not in self.edges:
             self.edges[(start, end)] = None
 
+    def leave_implied_out(self) -> None:
+        """Drop each way that a longer one implies: a report hangs on its artifact, and so on its adapter too."""
+        further: dict[Key, list[Key]] = {}
+        for start, end in self.edges:
+            further.setdefault(start, []).append(end)
+        for start, end in list(self.edges):
+            seen: set[Key] = set()
+            todo = [each for each in further[start] if each != end]
+            while todo:
+                each = todo.pop()
+                if each not in seen:
+                    seen.add(each)
+                    todo += further.get(each, [])
+            if end in seen:
+                del self.edges[(start, end)]
+                further[start].remove(end)
+
 
 def draw(node: Node, *, page: bool = False) -> str:
     """The SVG of a tree, or with `page` an HTML page with it and the tree as text below."""
     graph = _Graph()
     this = graph.add(node)
+    graph.leave_implied_out()
     places = _placed(graph)
     svg = _svg(graph, places, this)
     if not page:
