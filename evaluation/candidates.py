@@ -179,14 +179,9 @@ def answers_of(
     if candidate.open is None:
         return [_recorded(each) for each in examples]
     constraint = task.constraint()
-    key = sha256_json(
-        {
-            "candidate": candidate.digest, "dataset": dataset_digest, "max_tokens": max_tokens, "stop": list(stop),
-            "constraint": asdict(constraint) if constraint else None, "engine": candidate.engine,
-            "versions": {name: library_versions().get(name) for name in ENGINES},
-        }
-    )[:16]  # fmt: skip
-    path = cache / "predictions" / f"{re.sub(r'[^a-z0-9_-]+', '-', candidate.name)}-{key}.jsonl"
+    path = answers_path(
+        candidate, task=task, max_tokens=max_tokens, stop=stop, dataset_digest=dataset_digest, cache=cache
+    )
     kept = _read_kept(path)
     missing = [
         CompletionRequest(
@@ -204,6 +199,21 @@ def answers_of(
         first = kept[examples[0].id].error
         raise EngineFailure(f"{candidate.name}: none of {len(examples)} requests was answered; the first says: {first}")
     return [kept[each.id] for each in examples]
+
+
+def answers_path(
+    candidate: Candidate, *, task: Task, max_tokens: int, stop: Sequence[str], dataset_digest: str, cache: Path
+) -> Path:
+    """Where a candidate's answers are kept: a name of its own for everything that changes what it says."""
+    constraint = task.constraint()
+    key = sha256_json(
+        {
+            "candidate": candidate.digest, "dataset": dataset_digest, "max_tokens": max_tokens, "stop": list(stop),
+            "constraint": asdict(constraint) if constraint else None, "engine": candidate.engine,
+            "versions": {name: library_versions().get(name) for name in ENGINES},
+        }
+    )[:16]  # fmt: skip
+    return cache / "predictions" / f"{re.sub(r'[^a-z0-9_-]+', '-', candidate.name)}-{key}.jsonl"
 
 
 def _recorded(example: Example) -> Answer:
@@ -231,7 +241,7 @@ def _read_kept(path: Path) -> dict[str, Answer]:
 def _ask(candidate: Candidate, requests: Sequence[CompletionRequest], task: Task, path: Path) -> dict[str, Answer]:
     assert candidate.open is not None
     path.parent.mkdir(parents=True, exist_ok=True)
-    _end_line(path)
+    end_line(path)
     completer = candidate.open()
     answers: dict[str, Answer] = {}
     try:
@@ -249,7 +259,7 @@ def _ask(candidate: Candidate, requests: Sequence[CompletionRequest], task: Task
     return answers
 
 
-def _end_line(path: Path) -> None:
+def end_line(path: Path) -> None:
     """Close a line that a kill cut off, so that the next answer starts one of its own."""
     if path.is_file() and path.stat().st_size:
         with path.open("r+b") as stream:

@@ -1,9 +1,15 @@
-"""The gate: whether the file that would ship may, and the reasons in full sentences. And the headline of the report."""
+"""The gate: whether the file that would ship may, and the reasons in full sentences. And the headline of the report.
+
+`choose: smallest` tests the exported files from the largest to the smallest, each at full level, and stops at the
+first that does not pass: a fixed sequence of hypotheses (Maurer, Hothorn & Lehmacher 1995; Westfall & Krishen 2001,
+Journal of Statistical Planning and Inference 99:25). The chance of passing any file that is worse by the margin stays
+that of one test, because the first such file in the order must pass before any other can.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from potstill.errors import PotstillError
@@ -24,6 +30,10 @@ class GateRule:
     require: Require
     max_quantisation_loss: float | None = None
     min_valid_rate: float | None = None
+    max_slice_loss: float | None = None
+    alpha: float = 0.05  # of `max_slice_loss`
+    choose: Literal["smallest"] | None = None
+    order: tuple[str, ...] = ()  # of `choose`: the exported files, the largest first
 
 
 def judged(asked: str | None, names: Sequence[str]) -> str:
@@ -38,10 +48,79 @@ def judged(asked: str | None, names: Sequence[str]) -> str:
     return chosen
 
 
-def judge(rule: GateRule, comparisons: Sequence[Json], candidates: Mapping[str, Json], source: str | None) -> Json:
+def largest_first(sizes: Mapping[str, int | None]) -> tuple[str, ...]:
+    """The exported files in the order of the fixed sequence; raises PotstillError where a size is not known."""
+    files = {name: size for name, size in sizes.items() if name.startswith(ARTIFACT)}
+    unknown = [name for name, size in files.items() if size is None]
+    if unknown or not files:
+        found = f"the size is not known of {', '.join(unknown)}" if unknown else "no exported file is evaluated"
+        raise PotstillError(f"evaluate.gate.choose: {found}; keep `artifacts` among evaluate.candidates")
+    return tuple(sorted(files, key=lambda name: (-(files[name] or 0), name)))
+
+
+def judge_all(
+    rule: GateRule, comparisons: Sequence[Json], candidates: Mapping[str, Json], source: str | None,
+    slices_of: Callable[[str], Sequence[Json]] = lambda candidate: (), changes: Sequence[Json] = (),
+) -> tuple[Json, Sequence[Json]]:  # fmt: skip
+    """The gate's result with the slices of the candidate that it is about.
+
+    `passed`, `reasons`, `shipped` (None when refused), and `sequence` where files were tested in order.
+    """
+    steps: list[tuple[Json, Sequence[Json]]] = []
+    for name in rule.order or (rule.candidate,):
+        slices = slices_of(name)
+        step = judge(replace(rule, candidate=name), comparisons, candidates, source, slices, changes)
+        steps.append((step, slices))
+        if not step["passed"]:
+            break
+    passing = [each for each in steps if each[0]["passed"]]
+    gate, slices = passing[-1] if passing else steps[0]
+    gate["shipped"] = gate["candidate"] if gate["passed"] else None
+    if rule.order:
+        gate["choose"] = rule.choose
+        gate["sequence"] = _sequence(rule, [step for step, _ in steps], comparisons, candidates)
+        if gate["passed"]:
+            gate["reasons"].append(_chosen_words(gate["candidate"], rule, [step for step, _ in steps]))
+    return gate, slices
+
+
+def _sequence(
+    rule: GateRule, steps: Sequence[Json], comparisons: Sequence[Json], candidates: Mapping[str, Json]
+) -> list[Json]:
+    """Every file in order. `superior` stands only while every larger file is superior too: its own fixed sequence."""
+    entries: list[Json] = []
+    superior = True
+    for at, name in enumerate(rule.order):
+        main = find(comparisons, name, rule.baseline) if at < len(steps) else None
+        superior = superior and main is not None and main["verdict"] == "superior"
+        entries.append(
+            {
+                "candidate": name, "size_bytes": candidates[name].get("size_bytes"), "tested": at < len(steps),
+                "passed": at < len(steps) and steps[at]["passed"], "superior": superior,
+                **{key: main and main[key] for key in ("verdict", "difference", "low", "high", "n")},
+            }
+        )  # fmt: skip
+    return entries
+
+
+def _chosen_words(chosen: str, rule: GateRule, steps: Sequence[Json]) -> str:
+    failed = [step["candidate"] for step in steps if not step["passed"]]
+    left = len(rule.order) - len(steps)
+    end = f"{failed[0]} did not pass" if failed else "it is the smallest"
+    untested = f", {left} smaller {'one was' if left == 1 else 'ones were'} not tested" if left else ""
+    return f"{chosen} was chosen: of the files in order of size it is the last that passed, {end}{untested}"
+
+
+def judge(
+    rule: GateRule, comparisons: Sequence[Json], candidates: Mapping[str, Json], source: str | None,
+    slices: Sequence[Json] = (), changes: Sequence[Json] = (),
+) -> Json:  # fmt: skip
     """`passed` and `reasons` (never empty: a passed gate says on what grounds)."""
-    against: list[str] = []
-    grounds: list[str] = []
+    against = [
+        f"{each['words']}; a rule that is eased after the answers are known is no rule" for each in changes
+        if not each["allowed"]
+    ]  # fmt: skip
+    grounds = [each["words"] for each in changes if each["allowed"]]
     if source == "corrections":
         grounds.append("no gold: judged on agreement with the teacher (corrections alone are no fair sample)")
     elif source is None:
@@ -64,6 +143,8 @@ def judge(rule: GateRule, comparisons: Sequence[Json], candidates: Mapping[str, 
             f"required are {rule.min_valid_rate:.2%}"
         )
     against += _quantisation(rule, comparisons)
+    lost, kept = _slices(rule, slices)
+    against, grounds = against + lost, grounds + kept
     return {
         "passed": not against, "reasons": against + grounds, "candidate": rule.candidate, "baseline": rule.baseline,
         "require": rule.require, "basis": "quality" if source == "gold" else "agreement",
@@ -82,6 +163,21 @@ def _quantisation(rule: GateRule, comparisons: Sequence[Json]) -> list[str]:
         f"{rule.candidate} may have lost up to {points(-loss['low'])} against the adapter (upper end of the interval "
         f"on {loss['n']} rows); allowed are {points(rule.max_quantisation_loss)}"
     ]
+
+
+def _slices(rule: GateRule, slices: Sequence[Json]) -> tuple[list[str], list[str]]:
+    """Parts of the rows that are shown to lose more than allowed, and those that lose at all."""
+    tested = sum(1 for each in slices if each["p"] is not None)
+    over = [
+        f"{rule.candidate} loses more than {points(rule.max_slice_loss)} where {each['by']} is {each['value']}: "
+        f"{points(each['difference'], sign=True)} on {each['n']} rows (p {each['p_bound_holm']:.2g} after Holm over "
+        f"{tested} slices)"
+        for each in slices
+        if rule.max_slice_loss is not None and each["p_bound_holm"] is not None and each["p_bound_holm"] < rule.alpha
+    ]
+    worse = [f"{each['by']} {each['value']}" for each in slices if each["flag"] == "worse"]
+    shown = ", ".join(worse[:5]) + (f" and {len(worse) - 5} more" if len(worse) > 5 else "")
+    return over, [f"worse than {rule.baseline} on {len(worse)} of {tested} slices: {shown}"] if worse else []
 
 
 def headline(gate: Json, comparisons: Sequence[Json], candidates: Mapping[str, Json], margin: float) -> Json:

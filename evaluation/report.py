@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from potstill.intervals import Resampling, as_json, decide, estimate, paired_difference
+from potstill.intervals import Difference, Resampling, as_json, decide, estimate, p_worse, paired_difference
+from potstill.power import PowerRule
 from potstill.records import Example, Json, Prediction
 from potstill.tasks import Metric, Task
 
@@ -31,6 +32,7 @@ class Rules:
     margin: float
     basis: Basis
     how: Resampling
+    power: PowerRule | None = None
 
 
 def predictions_of(name: str, answers: Sequence[Answer], rows: HeldOut, task: Task) -> list[Prediction]:
@@ -102,42 +104,58 @@ def correct_rate(predictions: Sequence[Prediction]) -> float | None:
     return sum(found) / len(found) if found else None
 
 
-def comparisons_of(predictions: Predictions, task: Task, rules: Rules) -> list[Json]:
-    """Each student and the base against the teacher; files against the adapter; trained against untrained."""
+def comparisons_of(predictions: Predictions, task: Task, rules: Rules, baseline: str = "teacher") -> list[Json]:
+    """Each student and the base against the teacher; files against the adapter; trained against untrained.
+
+    And every file against `baseline`, that of the gate.
+    """
     names = list(predictions)
     files = [name for name in names if name.startswith(ARTIFACT)]
     pairs = [(name, "teacher") for name in [*files, "adapter", "base"]]
     pairs += [(name, "adapter") for name in files] + [(name, "base") for name in [*files, "adapter"]]
+    pairs += [(name, baseline) for name in [*files, "adapter", "base"] if name != baseline]
     found = [
-        compare(first, second, predictions, task, rules)
-        for first, second in pairs
+        compare(first, second, predictions, task, rules, second == baseline)
+        for first, second in dict.fromkeys(pairs)
         if first in names and second in names
     ]
     return [each for each in found if each is not None]
 
 
-def compare(first: str, second: str, predictions: Predictions, task: Task, rules: Rules) -> Json | None:
-    """The primary metric's difference on the rows that both have; None when no row is judged."""
+def compare(
+    first: str, second: str, predictions: Predictions, task: Task, rules: Rules, judged: bool = False
+) -> Json | None:
+    """The primary metric's difference on the rows that both have; None when no row is judged.
+
+    `judged`: the gate rests on it, so that nothing is concluded of rows that could hardly show an equal student.
+    """
     pairs = [
         (a, b)
         for a, b in zip(predictions[first], predictions[second], strict=True)
         if getattr(a, rules.basis) and getattr(b, rules.basis)
     ]
-    difference = paired_difference(
-        task.metrics[0],
-        [getattr(a, rules.basis) for a, _ in pairs],
-        [getattr(b, rules.basis) for _, b in pairs],
-        [a.conversation for a, _ in pairs],
-        rules.how,
-    )
+    ours, theirs = ([getattr(pair[at], rules.basis) for pair in pairs] for at in (0, 1))
+    clusters = [a.conversation for a, _ in pairs]
+    metric = task.metrics[0]
+    difference = paired_difference(metric, ours, theirs, clusters, rules.how)
     if difference is None:
         return None
-    decision = decide(difference, rules.margin, rules.how.alpha)
+    p = p_worse(metric, ours, theirs, clusters, 0.0, rules.how.alpha)
+    return comparison(first, second, difference, p, rules, rules.power if judged else None)
+
+
+def comparison(
+    first: str, second: str, difference: Difference, p: float | None, rules: Rules, power: PowerRule | None
+) -> Json:
+    """A difference with its verdict, in the report's form."""
+    decision = decide(difference, rules.margin, rules.how.alpha, power)
     return {
         "candidate": first, "baseline": second, "basis": rules.basis, "metric": difference.metric,
         "difference": difference.value, "low": difference.low, "high": difference.high, "margin": rules.margin,
         "verdict": decision.verdict, "reason": decision.reason, "rows_needed": decision.rows_needed,
         "n": difference.n, "clusters": difference.clusters, "wins": difference.wins, "losses": difference.losses,
+        "method": difference.method, "differing": difference.differing, "design_effect": difference.effect,
+        "p_worse": p,
     }  # fmt: skip
 
 

@@ -11,17 +11,18 @@ import json
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from potstill.contract import Contract
 from potstill.errors import EngineFailure, ParityMismatch, RecipeError
 from potstill.intervals import Resampling
 from potstill.manifest import Input, Manifest, read_manifest, sha256_file, sha256_json, write_atomically
+from potstill.power import PowerRule
 from potstill.progress import say
 from potstill.recipe import PathText, Section
 from potstill.records import Json
@@ -29,10 +30,20 @@ from potstill.stage import Noun, Shared, Upstream
 from potstill.tasks import Task
 
 from . import judges
-from .candidates import Answer, Candidate, answers_of, build, expand, facts_of
+from .candidates import Answer, Candidate, answers_of, answers_path, build, expand, facts_of
 from .costs import PriceList, cost_of
-from .gate import GateRule, headline, judge, judged
+from .gate import GateRule, find, headline, judge_all, judged, largest_first
 from .metrics.details import details_of
+from .planning import (
+    Change,
+    after_answers,
+    expected,
+    in_words,
+    note_plan,
+    plan_of,
+    validation_agreement,
+    write_plan,
+)
 from .report import (
     Predictions,
     Rules,
@@ -46,6 +57,7 @@ from .report import (
 )
 from .report_html import write_html
 from .rows import HeldOut, read_held_out
+from .slices import slices_of
 
 NOUN: Noun = "report"
 NEEDS: tuple[Noun, ...] = ("dataset", "adapter", "artifact")
@@ -67,13 +79,36 @@ class Prices(Section):
 
 
 class Gate(Section):
-    """Who must be how good against whom. Without `candidate` it is the exported file."""
+    """Who must be how good against whom. Without `candidate` it is the exported file.
+
+    `choose: smallest` tests the files from the largest to the smallest and ships the last that passes.
+    `max_slice_loss` refuses where some slice is shown (after Holm) to lose more than that.
+    """
 
     candidate: str | None = None
     baseline: str = "teacher"
     require: Literal["non_inferior", "superior"] = "non_inferior"
     max_quantisation_loss: Share | None = None
     min_valid_rate: Share | None = None
+    max_slice_loss: Share | None = None
+    choose: Literal["smallest"] | None = None
+
+    @model_validator(mode="after")
+    def _one_way_of_choosing(self) -> Gate:
+        if self.choose is not None and self.candidate is not None:
+            raise ValueError(f"found candidate {self.candidate} and choose {self.choose}; give one of them")
+        return self
+
+
+class PlanSettings(Section):
+    """Rows planned for. Below the rows that would find an equal student in `least_power` nothing is concluded (0: off).
+
+    `differing` is the share of rows on which student and baseline are assumed to differ; not given: from validation.
+    """
+
+    power: Annotated[float, Field(gt=0, lt=1)] = 0.8
+    least_power: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    differing: Annotated[float, Field(gt=0, le=1)] | None = None
 
 
 class Settings(Section):
@@ -91,6 +126,8 @@ class Settings(Section):
     prices: Prices = Prices()
     gate: Gate = Gate()
     judge: judges.JudgeSettings | None = None
+    plan: PlanSettings = PlanSettings()
+    slices: list[str] = Field(default=[], description="metadata keys by whose values the result is divided")
 
 
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
@@ -114,12 +151,31 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     gold = Path(settings.gold) if settings.gold else None
     rows = read_held_out(upstream["dataset"], gold, task, max_rows=settings.max_rows, seed=settings.seed)
     names = expand(settings.candidates, manifests["artifact"])
-    rule = GateRule(**{**settings.gate.model_dump(), "candidate": judged(settings.gate.candidate, names)})
-    judged(rule.baseline, names)
+    rule = rule_of(settings, names)
     judges.refuse_unready(settings.judge, task.kind, names)
-    write_plan(out, settings, rule, names, rows, task)
     candidates = build(names, rows.examples, shared, upstream, settings.parallel)
     return evaluate(settings, shared, upstream, out, rows=rows, rule=rule, candidates=candidates, manifests=manifests)
+
+
+def rule_of(settings: Settings, names: Sequence[str]) -> GateRule:
+    """The gate as the recipe has it; raises PotstillError when it names what is not evaluated."""
+    judged(settings.gate.baseline, names)
+    found = {**settings.gate.model_dump(), "candidate": judged(settings.gate.candidate, names), "alpha": settings.alpha}
+    return GateRule(**found)
+
+
+def forecast(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
+    """What the held-out rows are worth, before anything is trained or answered: power, rows needed, both in words.
+
+    Needs the dataset; with the adapter, its validation score says how often student and teacher may differ.
+    """
+    rows = read_held_out(upstream["dataset"], None, shared.task(), max_rows=settings.max_rows, seed=settings.seed)
+    adapter = read_manifest(upstream["adapter"], "adapter", verify=False) if "adapter" in upstream else None
+    found = expected(
+        rows.clusters, settings.margin, settings.alpha, PowerRule(settings.plan.power, settings.plan.least_power),
+        validation_agreement(adapter) if adapter else None, settings.plan.differing,
+    )  # fmt: skip
+    return {**found, "words": in_words(found, settings.margin)}
 
 
 def evaluate(
@@ -133,22 +189,32 @@ def evaluate(
     candidates: Sequence[Candidate],
     manifests: dict[Noun, Manifest],
 ) -> Json:
-    """Gather every candidate's answers, judge them, write the report."""
-    task, contract = shared.task(), Contract.read(upstream["artifact"])
-    answers = {
-        each.name: answers_of(
-            each, rows.examples, task=task, max_tokens=contract.max_tokens, stop=contract.stop,
-            dataset_digest=manifests["dataset"].digest, cache=shared.cache_dir,
-        )
-        for each in candidates
-    }  # fmt: skip
-    refuse_broken_engine(rule.candidate, answers[rule.candidate])
+    """Write the plan, gather every candidate's answers, judge them, write the report."""
+    task, contract = judges.judged_task(shared.task(), settings.judge), Contract.read(upstream["artifact"])
+    if rule.choose is not None:
+        rule = ordered(rule, candidates)
+    plan = make_plan(settings, rule, [each.name for each in candidates], rows, task, manifests["adapter"])
+    write_plan(out, plan)
+    say(in_words(plan["power"], settings.margin))
+    changes: list[Change] = []
+    answers = {}
+    for each in candidates:
+        asked: dict[str, Any] = {
+            "task": task, "max_tokens": contract.max_tokens, "stop": contract.stop,
+            "dataset_digest": manifests["dataset"].digest, "cache": shared.cache_dir,
+        }  # fmt: skip
+        if each.open is not None:
+            changes += note_plan(each.name, answers_path(each, **asked), plan)
+        answers[each.name] = answers_of(each, rows.examples, **asked)
+    plan |= {"changed_after_answers": after_answers(changes)}
+    for name in rule.order or (rule.candidate,):
+        refuse_broken_engine(name, answers[name])
     predictions: Predictions = {name: predictions_of(name, found, rows, task) for name, found in answers.items()}
     predictions, outcome = judges.judge_predictions(
         settings.judge, candidate=rule.candidate, baseline=rule.baseline, rows=rows, predictions=predictions,
-        shared=shared, out=out, how=rules_of(settings, rows).how,
+        shared=shared, out=out, how=rules_of(settings, rows).how, others=rule.order,
     )  # fmt: skip
-    report = assemble(settings, shared, rows, rule, candidates, answers, predictions, manifests, outcome)
+    report = assemble(settings, shared, rows, rule, candidates, answers, predictions, manifests, plan, outcome)
     write_atomically(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
     write_predictions(out / "predictions.parquet", predictions, rows, task)
     write_html(out / "report.html", report, rows, predictions, task)
@@ -157,8 +223,15 @@ def evaluate(
         "gate": report["gate"],
         "headline": report["headline"]["title"],
         "rows": report["rows"],
+        "plan": {key: plan[key] for key in ("digest", "margin", "alpha", "changed_after_answers")},
         "candidates": {name: brief(entry) for name, entry in report["candidates"].items()},
     }
+
+
+def ordered(rule: GateRule, candidates: Sequence[Candidate]) -> GateRule:
+    """The rule with the files that `choose` goes through, fixed before any answer is read."""
+    order = largest_first({each.name: each.size_bytes for each in candidates})
+    return replace(rule, order=order, candidate=order[0])
 
 
 def refuse_another_prompt(dataset: Manifest, contract: Contract) -> None:
@@ -183,25 +256,27 @@ def refuse_broken_engine(name: str, answers: Sequence[Answer]) -> None:
 def rules_of(settings: Settings, rows: HeldOut) -> Rules:
     """Quality decides only on gold: corrected rows are those that somebody complained about, no fair sample."""
     how = Resampling(settings.alpha, settings.resamples, settings.seed)
-    return Rules(settings.margin, "quality" if rows.source == "gold" or settings.judge else "agreement", how)
+    power = PowerRule(settings.plan.power, settings.plan.least_power)
+    return Rules(settings.margin, "quality" if rows.source == "gold" or settings.judge else "agreement", how, power)
 
 
-def write_plan(out: Path, settings: Settings, rule: GateRule, names: Sequence[str], rows: HeldOut, task: Task) -> None:
-    """plan.json, before any answer is read: a margin chosen after seeing the result is no margin."""
-    plan = {
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "gate": asdict(rule),
-        "basis": rules_of(settings, rows).basis,
+def make_plan(
+    settings: Settings, rule: GateRule, names: Sequence[str], rows: HeldOut, task: Task, adapter: Manifest
+) -> Json:
+    """What is fixed before any answer is read: a margin chosen after seeing the result is no margin."""
+    rules = rules_of(settings, rows)
+    assert rules.power is not None
+    terms: Json = {
+        "basis": rules.basis,
         "metric": task.metrics[0].name,
         "margin": settings.margin,
         "alpha": settings.alpha,
         "resamples": settings.resamples,
         "seed": settings.seed,
         "candidates": list(names),
-        "rows": len(rows.examples),
-        "row_ids_sha256": sha256_json([each.id for each in rows.examples]),
+        "slices": settings.slices,
     }
-    write_atomically(out / "plan.json", json.dumps(plan, indent=1).encode())
+    return plan_of(terms, rule, rows, rules.power, validation_agreement(adapter), settings.plan.differing)
 
 
 def assemble(
@@ -213,6 +288,7 @@ def assemble(
     answers: dict[str, list[Answer]],
     predictions: Predictions,
     manifests: dict[Noun, Manifest],
+    plan: Json,
     outcome: judges.Outcome | None = None,
 ) -> Json:
     """The whole of report.json."""
@@ -225,12 +301,19 @@ def assemble(
         cost = cost_of(answers[each.name], prices, rate, recorded=each.open is None)
         entries[each.name] = candidate_entry(each.name, found, task, rules.how)
         entries[each.name] |= {"cost": cost.to_json(), **facts_of(each)}
-    comparisons = comparisons_of(predictions, task, rules)
-    if not any((each["candidate"], each["baseline"]) == (rule.candidate, rule.baseline) for each in comparisons):
-        extra = compare(rule.candidate, rule.baseline, predictions, task, rules)
+    comparisons = comparisons_of(predictions, task, rules, rule.baseline)
+    if find(comparisons, rule.candidate, rule.baseline) is None:
+        extra = compare(rule.candidate, rule.baseline, predictions, task, rules, judged=True)
         comparisons = [extra, *comparisons] if extra else comparisons
-    comparisons = judges.by_people(outcome, comparisons, entries, settings.margin, rules.how)
-    gate = judges.explained(judge(rule, comparisons, entries, rows.source), outcome)
+
+    def slices(name: str) -> list[Json]:
+        return slices_of(
+            name, rule.baseline, predictions, rows, task, rules, settings.slices, rule.max_slice_loss
+        )  # fmt: skip
+
+    comparisons = judges.by_people(outcome, comparisons, entries, settings.margin, rules.how, rules.power)
+    gate, found_slices = judge_all(rule, comparisons, entries, rows.source, slices, plan["changed_after_answers"])
+    gate = judges.explained(gate, outcome)
     return {
         "name": shared.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -243,9 +326,11 @@ def assemble(
         "candidates": entries,
         "comparisons": comparisons,
         "details": details_of(predictions, rows, shared.task(), rules.how, outcome.details if outcome else None),
+        "slices": list(found_slices),
+        "plan": plan,
         "confusions": {
             name: confusions_of(name, predictions[name], rows, task)
-            for name in dict.fromkeys((rule.candidate, rule.baseline))
+            for name in dict.fromkeys((gate["candidate"], rule.baseline))
         },
         "settings": settings.model_dump(mode="json"),
         "seed": settings.seed,

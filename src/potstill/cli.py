@@ -86,6 +86,9 @@ def parser() -> argparse.ArgumentParser:
     lineage.add_argument("--work-dir", default="work", help="where the folders of all recipes stand")
     lineage.add_argument("--tracking-uri", help="MLflow address (default: that of the working folder)")
 
+    seeds = _command(commands, "seeds", "reports of several training seeds, combined", "seeds:seeds")
+    seeds.add_argument("reports", nargs="+", metavar="REPORT", help="report folders, one a seed, of the same rows")
+
     _command(commands, "doctor", "what this machine has, and what that allows", "look:doctor")
     schema = _command(commands, "schema", "JSON Schema of a recipe, for editors", "look:schema")
     schema.add_argument("--out", help="write it to this file instead")

@@ -1,37 +1,49 @@
 """Intervals and verdicts, wherever one is stated: how sure a figure is, whether one candidate is as good as another.
 
-Rows of one conversation resemble each other, so conversations are resampled, not rows (the cluster bootstrap,
-Davison & Hinkley 1997, section 3.8), and both candidates of a comparison are resampled together, since they
-answered the same rows. Metrics are ratios of sums (`potstill.tasks.base.Metric`), resampled as such, so that micro
-F1 is treated as rightly as accuracy. Intervals are percentile intervals. They lie where all rows agree (they
-collapse to a point), so rates of single rows use Wilson's score interval (Wilson 1927), and differences that rest
-on a handful of conversations are widened to what Wilson's bound allows.
+Both candidates of a comparison answered the same rows, so differences are paired; rows of one conversation resemble
+each other, so conversations are what counts (`potstill.resampling`). Metrics are ratios of sums
+(`potstill.tasks.base.Metric`), resampled as such, so that micro F1 is treated as rightly as accuracy. Rates of single
+rows have Wilson's score interval (Wilson 1927), paired differences of 0/1 outcomes Tango's (`potstill.paired_rates`),
+everything else the expanded percentile interval of a cluster bootstrap. How often each is right: docs/evidence.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import TYPE_CHECKING, Any, Literal
 
+from potstill.paired_rates import p_less, paired_counts, score_interval
+from potstill.power import POWER, PowerRule, power_of, rows_for
+from potstill.resampling import (
+    Resampling,
+    Rows,
+    by_cluster,
+    effective_clusters,
+    linearised,
+    percentiles,
+    ratio,
+    resampled,
+    terms_of,
+    zero_or_one,
+)
 from potstill.tasks.base import Metric
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    from potstill.resampling import Array
 
-    Array = NDArray[np.float64]
+__all__ = [
+    "MIN_CLUSTERS", "POWER", "Decision", "Difference", "Estimate", "Resampling", "Rows", "Verdict", "as_json", "decide",
+    "difference_of_rates", "difference_of_ratios", "estimate", "fewest_differing", "p_worse", "paired_difference",
+    "rows_needed", "verdict", "wilson",
+]  # fmt: skip
 
 Verdict = Literal["superior", "non_inferior", "inferior", "undecided"]
-Rows = Sequence[Mapping[str, float]]
 
-# Percentile intervals of fewer clusters than this are visibly too narrow (90 % for 95 % at 15).
+# Below this many clusters no method here keeps its promise.
 MIN_CLUSTERS = 30
-# How often a test of the size that `rows_needed` names would decide, if the difference stays as seen.
-POWER = 0.8
-_CELLS_AT_ONCE = 4_000_000
 
 
 def wilson(successes: float, n: float, alpha: float = 0.05) -> tuple[float, float]:
@@ -45,15 +57,6 @@ def wilson(successes: float, n: float, alpha: float = 0.05) -> tuple[float, floa
     centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
     half = math.sqrt(z2) / (1 + z2 / n) * math.sqrt(max(0.0, rate * (1 - rate) / n + z2 / (4 * n * n)))
     return (0.0 if rate <= 0 else max(0.0, centre - half), 1.0 if rate >= 1 else min(1.0, centre + half))
-
-
-@dataclass(frozen=True, slots=True)
-class Resampling:
-    """How intervals are made: two-sided level 1 - alpha, number of resamples, seed."""
-
-    alpha: float = 0.05
-    resamples: int = 10_000
-    seed: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,11 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """First minus second candidate, with its interval; `wins` and `losses` count clusters that differ."""
+    """First minus second candidate, with its interval; `wins` and `losses` count clusters that differ.
+
+    `differing` is the share of rows on which the two differ (None where rows are not 0 or 1); `effect` the variance of
+    the difference over what independent rows would give.
+    """
 
     metric: str
     value: float
@@ -81,6 +88,9 @@ class Difference:
     clusters: int
     wins: int
     losses: int
+    method: Literal["score", "bootstrap"] = "bootstrap"
+    differing: float | None = None
+    effect: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,23 +104,20 @@ class Decision:
 
 def estimate(metric: Metric, rows: Rows, clusters: Sequence[str], how: Resampling) -> Estimate | None:
     """The metric over rows (their components) with its interval; None when it is undefined on these rows."""
-    import numpy as np
-
     if not rows:
         return None
-    terms = _terms(metric, rows)
-    sums, sizes = _by_cluster(terms, clusters)
+    terms = terms_of(metric, rows)
+    sums, sizes = by_cluster(terms, clusters)
     total = sums.sum(axis=0)
     if total[1] == 0:
         return None
     value = float(total[0] / total[1])
     count = len(sizes)
-    single = count == len(rows) and not metric.denominator and bool(np.isin(terms[:, 0], (0.0, 1.0)).all())
-    if single:
+    if count == len(rows) and zero_or_one(metric, terms[:, 0]):
         low, high = wilson(float(total[0]), count, how.alpha)
         return Estimate(metric.name, value, low, high, len(rows), count, "wilson")
-    drawn = _resampled(sums, how)
-    low, high = _percentiles(_ratio(drawn[:, 0], drawn[:, 1]), how.alpha)
+    drawn = resampled(sums, how)
+    low, high = percentiles(ratio(drawn[:, 0], drawn[:, 1]), how.alpha, effective_clusters(sizes))
     if high - low < 1e-12 and 0 <= value <= 1:
         # Every cluster is alike: resampling them shows nothing, their number does.
         low, high = wilson(value * count, count, how.alpha)
@@ -128,28 +135,83 @@ def paired_difference(
         raise ValueError(f"rows are not paired: {len(first)}, {len(second)} and {len(clusters)} clusters")
     if not first:
         return None
-    sums, sizes = _by_cluster(np.hstack([_terms(metric, first), _terms(metric, second)]), clusters)
+    ours, theirs = terms_of(metric, first), terms_of(metric, second)
+    if zero_or_one(metric, ours[:, 0], theirs[:, 0]):
+        gain = ours[:, 0] - theirs[:, 0]
+        columns, sizes = by_cluster(np.stack([gain > 0, gain < 0], axis=1).astype(float), clusters)
+        return difference_of_rates(metric.name, columns[:, 0], columns[:, 1], sizes, how)
+    sums, sizes = by_cluster(np.hstack([ours, theirs]), clusters)
+    return difference_of_ratios(metric.name, sums, sizes, how)
+
+
+def difference_of_rates(name: str, won: Array, lost: Array, sizes: Array, how: Resampling) -> Difference:
+    """Of 0/1 outcomes: rows of each cluster that the first alone has right, the second alone, and all its rows."""
+    counts = paired_counts(won, lost, sizes, fewest_differing(how.alpha))
+    low, high = score_interval(counts, how.alpha)
+    wins, losses = int((won > lost).sum()), int((won < lost).sum())
+    if wins + losses < fewest_differing(how.alpha):
+        low, high = _wide(low, high, wins, losses, len(sizes), how.alpha)
+    return Difference(
+        name, counts.difference, low, high, counts.rows, len(sizes), wins, losses, "score",
+        (counts.wins + counts.losses) / counts.rows, counts.effect,
+    )  # fmt: skip
+
+
+def difference_of_ratios(name: str, sums: Array, sizes: Array, how: Resampling) -> Difference | None:
+    """Of ratios of sums: (clusters, 4) first above, first below, second above, second below."""
     total = sums.sum(axis=0)
     if total[1] == 0 or total[3] == 0:
         return None
     value = float(total[0] / total[1] - total[2] / total[3])
-    drawn = _resampled(sums, how)
-    low, high = _percentiles(_ratio(drawn[:, 0], drawn[:, 1]) - _ratio(drawn[:, 2], drawn[:, 3]), how.alpha)
+    drawn = resampled(sums, how)
+    found = ratio(drawn[:, 0], drawn[:, 1]) - ratio(drawn[:, 2], drawn[:, 3])
+    low, high = percentiles(found, how.alpha, effective_clusters(sizes))
     pooled = (total[0] + total[2]) / (total[1] + total[3])
     gain = (sums[:, 0] - sums[:, 2]) - pooled * (sums[:, 1] - sums[:, 3])
     wins, losses, count = int((gain > 0).sum()), int((gain < 0).sum()), len(sizes)
     if wins + losses < fewest_differing(how.alpha):
-        low = min(low, -wilson(losses, count, how.alpha)[1])
-        high = max(high, wilson(wins, count, how.alpha)[1])
+        low, high = _wide(low, high, wins, losses, count, how.alpha)
     elif high - low < 1e-12:
         # Every conversation differs alike: what the next one does is bounded by their number alone.
         unseen = wilson(0, count, how.alpha)[1]
         low, high = max(-1.0, low - unseen), min(1.0, high + unseen)
-    return Difference(metric.name, value, low, high, len(first), count, wins, losses)
+    return Difference(name, value, low, high, int(sizes.sum()), count, wins, losses)
 
 
-def decide(difference: Difference, margin: float, alpha: float = 0.05) -> Decision:
-    """What may be concluded; below MIN_CLUSTERS nothing may, and the reason says how many rows would do."""
+def _wide(low: float, high: float, wins: int, losses: int, clusters: int, alpha: float) -> tuple[float, float]:
+    """A handful of clusters that differ: each side at least as wide as its own rate leaves open, 0 among it."""
+    return min(low, -wilson(losses, clusters, alpha)[1]), max(high, wilson(wins, clusters, alpha)[1])
+
+
+def p_worse(
+    metric: Metric, first: Rows, second: Rows, clusters: Sequence[str], bound: float = 0.0, alpha: float = 0.05
+) -> float | None:
+    """One-sided p of `first is at most bound worse than second`: small when it is worse by more. None: undefined.
+
+    0/1 outcomes: McNemar's exact test at 0, Tango's score test elsewhere or with conversations. Other metrics: the
+    linearised difference against t with effective clusters - 1.
+    """
+    import numpy as np
+    from scipy.special import stdtr
+
+    if not first:
+        return None
+    ours, theirs = terms_of(metric, first), terms_of(metric, second)
+    if zero_or_one(metric, ours[:, 0], theirs[:, 0]):
+        gain = ours[:, 0] - theirs[:, 0]
+        columns, sizes = by_cluster(np.stack([gain > 0, gain < 0], axis=1).astype(float), clusters)
+        return p_less(paired_counts(columns[:, 0], columns[:, 1], sizes, fewest_differing(alpha)), -bound)
+    sums, sizes = by_cluster(np.hstack([ours, theirs]), clusters)
+    if sums[:, 1].sum() == 0 or sums[:, 3].sum() == 0 or len(sizes) < 2:
+        return None
+    value, error = linearised(sums)
+    if error == 0:
+        return 0.0 if value < -bound else 1.0
+    return float(stdtr(max(1.0, effective_clusters(sizes) - 1), (value + bound) / error))
+
+
+def decide(difference: Difference, margin: float, alpha: float = 0.05, rule: PowerRule | None = None) -> Decision:
+    """What may be concluded; too few conversations, or rows by the rule, conclude nothing and say how many would do."""
     word = verdict(difference.low, difference.high, margin)
     if difference.clusters < MIN_CLUSTERS:
         needed = math.ceil(difference.n * MIN_CLUSTERS / difference.clusters)
@@ -158,6 +220,9 @@ def decide(difference: Difference, margin: float, alpha: float = 0.05) -> Decisi
             f"{MIN_CLUSTERS} conversations (about {needed} rows) are needed"
         )
         return Decision("undecided", reason, max(needed, rows_needed(difference, margin, alpha) or 0))
+    refused = _underpowered(difference, margin, alpha, rule) if rule else None
+    if refused is not None:
+        return refused
     found = (
         f"difference {difference.value:+.4f} [{difference.low:+.4f}, {difference.high:+.4f}] on {difference.n} rows, "
         f"margin {margin:g}"
@@ -167,6 +232,34 @@ def decide(difference: Difference, margin: float, alpha: float = 0.05) -> Decisi
     needed_rows = rows_needed(difference, margin, alpha)
     more = f"about {needed_rows:,} rows" if needed_rows else "at this difference no number of rows"
     return Decision("undecided", f"{found}; {more} would decide", needed_rows)
+
+
+def _underpowered(difference: Difference, margin: float, alpha: float, rule: PowerRule) -> Decision | None:
+    """The refusal to conclude anything of rows that could hardly have shown an equal student to be one.
+
+    It rests on how often the two differ, not on who wins.
+    """
+    differing, effect = _spread(difference, alpha)
+    least = rows_for(rule.least, margin, differing, effect, alpha) if rule.least > alpha / 2 else 1
+    if least is None or difference.n >= least:
+        return None
+    wanted = rows_for(rule.wanted, margin, differing, effect, alpha)
+    assert wanted is not None
+    power = power_of(difference.n, margin, differing, effect, alpha)
+    reason = (
+        f"too few rows to conclude: {difference.n:,} rows, on {differing:.0%} of which the two differ; with a margin "
+        f"of {margin:g} a student exactly as good would pass in {power:.0%} of such tests; "
+        f"nothing is concluded below {least:,} rows, and {wanted:,} would pass it in {rule.wanted:.0%}"
+    )
+    return Decision("undecided", reason, wanted)
+
+
+def _spread(difference: Difference, alpha: float) -> tuple[float, float]:
+    """Share of rows that differ and design effect; where scores are no 0 or 1, the variance that the interval shows."""
+    if difference.differing is not None:
+        return difference.differing, difference.effect
+    error = (difference.high - difference.low) / (2 * NormalDist().inv_cdf(1 - alpha / 2))
+    return error**2 * difference.n, 1.0
 
 
 def verdict(low: float, high: float, margin: float) -> Verdict:
@@ -207,60 +300,6 @@ def fewest_differing(alpha: float) -> int:
     The percentile interval would call four wins against no loss superior; the sign test's p is 0.125.
     """
     return math.ceil(1 + math.log2(1 / alpha))
-
-
-def _terms(metric: Metric, rows: Rows) -> Array:
-    """(rows, 2): each row's part of the numerator and of the denominator."""
-    import numpy as np
-
-    def part(weights: Mapping[str, float], row: Mapping[str, float]) -> float:
-        return sum(weight * row.get(name, 0.0) for name, weight in weights.items())
-
-    return np.array(
-        [(part(metric.numerator, row), part(metric.denominator, row) if metric.denominator else 1.0) for row in rows]
-    )
-
-
-def _by_cluster(terms: Array, clusters: Sequence[str]) -> tuple[Array, Array]:
-    """(clusters, columns) sums, and each cluster's number of rows."""
-    import numpy as np
-
-    _, codes = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
-    columns = [np.bincount(codes, weights=terms[:, at]) for at in range(terms.shape[1])]
-    return np.stack(columns, axis=1), np.bincount(codes).astype(float)
-
-
-def _resampled(sums: Array, how: Resampling) -> Array:
-    """(resamples, columns): sums over clusters drawn with replacement.
-
-    Clusters with equal sums are exchangeable, so how often each *kind* is drawn is multinomial over the kinds:
-    the same distribution as drawing clusters one by one, and for 0/1 scores a few dozen kinds instead of thousands.
-    """
-    import numpy as np
-
-    kinds, counts = np.unique(sums, axis=0, return_counts=True)
-    generator = np.random.default_rng(how.seed)
-    step = max(1, _CELLS_AT_ONCE // len(kinds))
-    drawn = []
-    for start in range(0, how.resamples, step):
-        size = min(step, how.resamples - start)
-        drawn.append(generator.multinomial(len(sums), counts / len(sums), size=size) @ kinds)
-    return np.concatenate(drawn)
-
-
-def _ratio(above: Array, below: Array) -> Array:
-    import numpy as np
-
-    with np.errstate(divide="ignore", invalid="ignore"):
-        result: Array = np.where(below > 0, above / below, np.nan)
-    return result
-
-
-def _percentiles(values: Array, alpha: float) -> tuple[float, float]:
-    import numpy as np
-
-    low, high = np.nanquantile(values, [alpha / 2, 1 - alpha / 2])
-    return float(low), float(high)
 
 
 def as_json(figure: Estimate | None, others: Sequence[Estimate | None] = ()) -> dict[str, Any] | None:

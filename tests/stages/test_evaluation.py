@@ -75,7 +75,7 @@ class Bench:
         )  # fmt: skip
         rule = GateRule(
             FILE, "teacher", run.Gate(require=require).require,  # type: ignore[arg-type]
-            settings.gate.max_quantisation_loss, settings.gate.min_valid_rate,
+            settings.gate.max_quantisation_loss, settings.gate.min_valid_rate, settings.gate.max_slice_loss,
         )  # fmt: skip
         manifests = {noun: read_manifest(folder, noun) for noun, folder in self.upstream.items()}
         run.evaluate(

@@ -158,7 +158,7 @@ def test_identical_candidates_are_not_proven_equal_by_few_rows() -> None:
 def test_losing_every_row_is_not_certainty_either() -> None:
     found = paired_difference(ACCURACY, marks([0.0] * 50), marks([1.0] * 50), alone(50), QUICK)
     assert found is not None
-    assert (found.low, found.high) == pytest.approx((-1.0, -1.0 + wilson(0, 50, 0.05)[1]))
+    assert (found.low, found.high) == pytest.approx((-1.0, -1.0 + 2 * wilson(0, 50, 0.05)[1]))  # of [-1, 1]
 
 
 def test_a_handful_of_wins_without_a_loss_is_not_superior() -> None:

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from potstill.commands.recipes import read, sections
@@ -47,6 +47,7 @@ def check(arguments: argparse.Namespace) -> int:
     if faults:
         raise RecipeError([f"{recipe.path}: {each}" for each in faults])
     result["training"] = training_ahead(recipe, modules["train"], made.get("dataset"), probe=arguments.probe)
+    result["evaluation"] = evaluation_ahead(recipe, modules["evaluate"], made)
     print(json.dumps(result) if arguments.json else _text(result))
     return 0
 
@@ -66,6 +67,19 @@ def training_ahead(recipe: Recipe, module: Any, dataset: Manifest | None, *, pro
     ahead["rows_dropped_before"] = dict(dataset.facts.get("rejections", {}))
     ahead["probe"] = module.probe(settings, shared, upstream, ahead["forecast"]["tokens"]) if probe else None
     return ahead
+
+
+def evaluation_ahead(recipe: Recipe, module: Any, made: Mapping[Noun, Manifest | None]) -> Json | None:
+    """Power and rows needed of the held-out rows; None without a dataset to count them in."""
+    upstream = {
+        noun: recipe.shared.work_dir / f"{noun}-{manifest.key}"
+        for noun, manifest in made.items()
+        if manifest is not None and noun in ("dataset", "adapter")
+    }
+    if "dataset" not in upstream:
+        return None
+    found: Json = module.forecast(recipe.sections["evaluate"], recipe.shared, upstream)
+    return found
 
 
 def origins(recipe: Recipe) -> Json:
@@ -95,7 +109,9 @@ def _text(result: Json) -> str:
     ]
     lines.append("inputs:")
     lines += [f"  {e['stage']}: {e['role']} {e['path']} ({e['digest'][:12]})" for e in result["inputs"]]
-    return "\n".join([*lines, *training_text(result["training"], colour=wants_colour())])
+    ahead = result["evaluation"]
+    judging = f"evaluation: {ahead['words'] if ahead else '`potstill distill` first shows what its rows are worth'}"
+    return "\n".join([*lines, *training_text(result["training"], colour=wants_colour()), judging])
 
 
 def training_text(ahead: Json, *, colour: bool) -> list[str]:

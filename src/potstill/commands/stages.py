@@ -7,7 +7,7 @@ import json
 import os
 from pathlib import Path
 
-from potstill.commands.check import training_ahead, training_text, wants_colour
+from potstill.commands.check import evaluation_ahead, training_ahead, training_text, wants_colour
 from potstill.commands.recipes import read
 from potstill.errors import GateRefused
 from potstill.manifest import Manifest, read_manifest
@@ -51,6 +51,9 @@ def _dry_run(arguments: argparse.Namespace, recipe: Recipe, modules: Json, upto:
     ahead = None
     if upto == "train" and lines[-1]["would_run"]:
         ahead = lines[-1]["training"] = training_ahead(recipe, modules["train"], made["dataset"])
+    judging = None
+    if (last := next((each for each in lines if each["stage"] == "evaluate"), None)) is not None and last["would_run"]:
+        judging = last["evaluation"] = evaluation_ahead(recipe, modules["evaluate"], made)
     if arguments.json:
         print(json.dumps(lines))
         return 0
@@ -58,6 +61,8 @@ def _dry_run(arguments: argparse.Namespace, recipe: Recipe, modules: Json, upto:
         print(f"{each['stage']}: {'would run' if each['would_run'] else 'up to date'}, {each['why']}")
     if ahead is not None:
         print("\n".join(training_text(ahead, colour=wants_colour())))
+    if judging is not None:
+        print(f"evaluation: {judging['words']}")
     return 0
 
 
