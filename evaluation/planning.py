@@ -59,6 +59,8 @@ class Change:
             )
         if self.term == "rows":
             return f"other rows are judged ({self.now}) than when answers of {self.candidate} were read ({self.first})"
+        if self.term == "plan":
+            return f"the plan under which the answers of {self.candidate} were first read was not kept"
         return (
             f"{self.term} was {self.first} when the answers of {self.candidate} were first read "
             f"({self.first_written}) and is {self.now} now"
