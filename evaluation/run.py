@@ -1,7 +1,7 @@
 """Evaluate: adapter and artifact -> report. Every candidate answers the same held-out rows, and the gate is judged.
 
 In:  dataset (its sealed split), adapter, artifact; the gold file, when there is one.
-Out: plan.json (what was fixed before any answer was read), report.json, predictions.parquet, report.html.
+Out: plan.json (what was fixed before any answer was read), report.json, predictions.parquet, report.html, report.md.
 Run: potstill evaluate RECIPE, or within potstill run.
 """
 
@@ -30,10 +30,13 @@ from potstill.stage import Noun, Shared, Upstream
 from potstill.tasks import Task
 
 from . import judges
+from .again import written_again as written_again
 from .candidates import Answer, Candidate, answers_of, answers_path, build, expand, facts_of
 from .costs import PriceList, cost_of
 from .gate import GateRule, find, headline, judge_all, judged, largest_first
 from .metrics.details import details_of
+from .origins import trained_on
+from .page import write_html
 from .planning import (
     Change,
     after_answers,
@@ -55,7 +58,7 @@ from .report import (
     predictions_of,
     write_predictions,
 )
-from .report_html import write_html
+from .report_markdown import write_markdown
 from .rows import HeldOut, read_held_out
 from .slices import slices_of
 
@@ -218,6 +221,7 @@ def evaluate(
     write_atomically(out / "report.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False).encode())
     write_predictions(out / "predictions.parquet", predictions, rows, task)
     write_html(out / "report.html", report, rows, predictions, task)
+    write_markdown(out / "report.md", report, rows, predictions, task)
     say(report["headline"]["title"])
     return {
         "gate": report["gate"],
@@ -338,6 +342,7 @@ def assemble(
             "digest": manifests["dataset"].digest,
             **{key: manifests["dataset"].facts.get(key, {}) for key in DATASET_FACTS},
         },
+        "trained_on": trained_on(manifests),
         "lineage": lineage(settings, manifests),
     }
 

@@ -68,6 +68,11 @@ def parser() -> argparse.ArgumentParser:
     look.add_argument("--rows", type=int, default=2000, help="rows shown on each tab, at most (default: 2000)")
     look.add_argument("--no-open", action="store_true", help="write the page, open no browser")
 
+    report = _command(commands, "report", "a finished report again, as a page, Markdown or JSON", "report:report")
+    report.add_argument("folder", help="report folder, or the working folder of a recipe (its newest report)")
+    report.add_argument("--format", choices=["html", "md", "json"], default="md", help="default: md")
+    report.add_argument("--out", metavar="FILE", help="write it to this file instead of standard output")
+
     serve = _command(commands, "serve", "serve an artifact folder or models:/NAME@ALIAS", "serve:serve_command")
     serve.add_argument("artifact", help="artifact folder, or models:/NAME@ALIAS")
     serve.add_argument("--recipe", help="take the serve section (and MLflow address) from this recipe")

@@ -32,7 +32,7 @@ FILES_OF = {
     "dataset": ("card.md", "manifest.json"),
     "adapter": ("contract.json", "trainer_log.jsonl", "training.svg", "then_log.jsonl", "then.svg", "manifest.json"),
     "artifact": ("verification.json", "contract.json", "manifest.json"),
-    "report": ("report.html", "report.json", "manifest.json"),
+    "report": ("report.html", "report.md", "report.json", "manifest.json"),
 }
 CONTEXT_OF = {"dataset": "distillation", "adapter": "training", "artifact": "verification", "report": "evaluation"}
 
