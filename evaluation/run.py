@@ -129,9 +129,9 @@ class Settings(Section):
     parallel: Annotated[int, Field(ge=1, le=256)] = 4
     prices: Prices = Prices()
     gate: Gate = Gate()
+    judge: judges.JudgeSettings | None = None
     plan: PlanSettings = PlanSettings()
     slices: list[str] = Field(default=[], description="metadata keys by whose values the result is divided")
-    judge: judges.JudgeSettings | None = None
 
 
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
@@ -194,7 +194,7 @@ def evaluate(
     manifests: dict[Noun, Manifest],
 ) -> Json:
     """Write the plan, gather every candidate's answers, judge them, write the report."""
-    task, contract = shared.task(), Contract.read(upstream["artifact"])
+    task, contract = judges.judged_task(shared.task(), settings.judge), Contract.read(upstream["artifact"])
     if rule.choose is not None:
         rule = ordered(rule, candidates)
     plan = make_plan(settings, rule, [each.name for each in candidates], rows, task, manifests["adapter"])
@@ -216,7 +216,7 @@ def evaluate(
     predictions: Predictions = {name: predictions_of(name, found, rows, task) for name, found in answers.items()}
     predictions, outcome = judges.judge_predictions(
         settings.judge, candidate=rule.candidate, baseline=rule.baseline, rows=rows, predictions=predictions,
-        shared=shared, out=out, how=rules_of(settings, rows).how,
+        shared=shared, out=out, how=rules_of(settings, rows).how, others=rule.order,
     )  # fmt: skip
     report = assemble(settings, shared, rows, rule, candidates, answers, predictions, manifests, plan, outcome)
     report["signature"] = refuse_untrusted(upstream["artifact"], None)
@@ -311,13 +311,13 @@ def assemble(
     if find(comparisons, rule.candidate, rule.baseline) is None:
         extra = compare(rule.candidate, rule.baseline, predictions, task, rules, judged=True)
         comparisons = [extra, *comparisons] if extra else comparisons
-    comparisons = judges.by_people(outcome, comparisons, entries, settings.margin, rules.how)
 
     def slices(name: str) -> list[Json]:
         return slices_of(
             name, rule.baseline, predictions, rows, task, rules, settings.slices, rule.max_slice_loss
         )  # fmt: skip
 
+    comparisons = judges.by_people(outcome, comparisons, entries, settings.margin, rules.how, rules.power)
     gate, found_slices = judge_all(rule, comparisons, entries, rows.source, slices, plan["changed_after_answers"])
     gate = judges.explained(gate, outcome)
     return {
@@ -331,9 +331,9 @@ def assemble(
         "rows": rows_entry(rows),
         "candidates": entries,
         "comparisons": comparisons,
+        "details": details_of(predictions, rows, shared.task(), rules.how, outcome.details if outcome else None),
         "slices": list(found_slices),
         "plan": plan,
-        "details": details_of(predictions, rows, shared.task(), rules.how, outcome.details if outcome else None),
         "confusions": {
             name: confusions_of(name, predictions[name], rows, task)
             for name in dict.fromkeys((gate["candidate"], rule.baseline))

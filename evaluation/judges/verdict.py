@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.intervals import Difference, Resampling, decide
+from potstill.power import PowerRule
 from potstill.progress import Progress
 from potstill.records import Json, Prediction
 from potstill.stage import Shared
@@ -143,7 +144,12 @@ def with_scores(predictions: Predictions, outcome: Outcome) -> dict[str, list[Pr
 
 
 def by_people(
-    outcome: Outcome | None, comparisons: Sequence[Json], entries: dict[str, Json], margin: float, how: Resampling
+    outcome: Outcome | None,
+    comparisons: Sequence[Json],
+    entries: dict[str, Json],
+    margin: float,
+    how: Resampling,
+    power: PowerRule | None = None,
 ) -> list[Json]:
     """The comparisons with the preference that human labels correct, where there are enough of them.
 
@@ -157,10 +163,10 @@ def by_people(
     for name, figure in outcome.corrected.items():
         if figure is not None and entries[name]["quality"] is not None:
             entries[name]["quality"] |= {key: figure[key] for key in ("value", "low", "high", "method")}
-    return [_by_people(each, outcome, margin, how) for each in comparisons]
+    return [_by_people(each, outcome, margin, how, power) for each in comparisons]
 
 
-def _by_people(comparison: Json, outcome: Outcome, margin: float, how: Resampling) -> Json:
+def _by_people(comparison: Json, outcome: Outcome, margin: float, how: Resampling, power: PowerRule | None) -> Json:
     figure = outcome.corrected.get(comparison["candidate"])
     if figure is None or comparison["baseline"] != outcome.baseline or comparison["metric"] != PREFERENCE.name:
         return comparison
@@ -168,7 +174,7 @@ def _by_people(comparison: Json, outcome: Outcome, margin: float, how: Resamplin
         PREFERENCE.name, figure["value"] - 0.5, figure["low"] - 0.5, figure["high"] - 0.5, comparison["n"],
         comparison["clusters"], comparison["wins"], comparison["losses"],
     )  # fmt: skip
-    decision = decide(found, margin, how.alpha)
+    decision = decide(found, margin, how.alpha, power)
     return comparison | {
         "difference": found.value, "low": found.low, "high": found.high, "verdict": decision.verdict,
         "reason": decision.reason, "rows_needed": decision.rows_needed,

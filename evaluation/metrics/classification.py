@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from potstill.intervals import Resampling
 from potstill.records import Json
+from potstill.resampling import effective_clusters, percentiles
 from potstill.tasks import Metric
 
 from .figures import Resampled, Scored, divided, mean, ratio
@@ -173,5 +174,4 @@ def _aurc_interval(wrong: Array, ends: Places, clusters: Sequence[str], how: Res
         weights = generator.multinomial(count, np.full(count, 1 / count), size=size)[:, codes].astype(float)
         risk = divided((weights * wrong).cumsum(axis=1)[:, ends], weights.cumsum(axis=1)[:, ends])
         found.append((np.nan_to_num(risk) * weights).sum(axis=1) / weights.sum(axis=1))
-    low, high = np.quantile(np.concatenate(found), [how.alpha / 2, 1 - how.alpha / 2])
-    return float(low), float(high)
+    return percentiles(np.concatenate(found), how.alpha, effective_clusters(np.bincount(codes).astype(float)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from potstill.intervals import Resampling, Rows, estimate, wilson
 from potstill.records import Json
-from potstill.resampling import by_cluster, resampled
+from potstill.resampling import by_cluster, effective_clusters, percentiles, resampled
 from potstill.tasks import Metric
 
 if TYPE_CHECKING:
@@ -49,12 +49,6 @@ def mean(values: Sequence[float], clusters: Sequence[str], how: Resampling, unit
     return ratio(Metric("mean", {"value": 1.0}), [{"value": float(each)} for each in values], clusters, how, unit)
 
 
-def resampled_sums(terms: Array, clusters: Sequence[str], how: Resampling) -> tuple[Array, int]:
-    """(resamples, columns): sums of row terms over conversations drawn with replacement, and how many those are."""
-    sums, sizes = by_cluster(terms, clusters)
-    return resampled(sums, how), len(sizes)
-
-
 class Resampled:
     """Sums of row terms (rows, columns), and the same over conversations drawn with replacement.
 
@@ -63,12 +57,13 @@ class Resampled:
     """
 
     def __init__(self, terms: Array, clusters: Sequence[str], how: Resampling) -> None:
+        import numpy as np
+
         self.n, self.alpha = len(terms), how.alpha
         self.total = terms.sum(axis=0)[None, :]
-        if terms.shape[1] == 0:  # objects without a single field
-            self.drawn, self.clusters = self.total, len(set(clusters))
-        else:
-            self.drawn, self.clusters = resampled_sums(terms, clusters, how)
+        ones = np.ones((len(terms), 1))  # there may be no other column: objects without a single field
+        sums, sizes = by_cluster(np.hstack([terms, ones]), clusters)
+        self.drawn, self.clusters, self.effective = resampled(sums, how)[:, :-1], len(sizes), effective_clusters(sizes)
 
     def figure(self, statistic: Callable[[Array], Array], unit: Unit = "share") -> Json | None:
         import numpy as np
@@ -76,8 +71,7 @@ class Resampled:
         value = float(statistic(self.total)[0])
         if not np.isfinite(value):
             return None
-        drawn = statistic(self.drawn)
-        low, high = (float(each) for each in np.nanquantile(drawn, [self.alpha / 2, 1 - self.alpha / 2]))
+        low, high = percentiles(statistic(self.drawn), self.alpha, self.effective)
         method = "bootstrap"
         if unit == "share" and high - low < 1e-12 and 0 <= value <= 1:
             # Every conversation is alike: resampling them shows nothing, their number does.

@@ -108,7 +108,7 @@ def test_macro_f1_and_the_figures_by_label_equal_sklearns(pairs: list[tuple[str,
 
 
 def test_the_interval_of_macro_f1_covers() -> None:
-    """96 of 100 samples at a nominal 95 %: the lower bound of what 2.5 standard errors allow is 89."""
+    """Of 100 draws a nominal 95 % interval holds the truth in 89 or more with probability above 99 %."""
     rng = np.random.default_rng(5)
     probabilities = {"a": 0.9, "b": 0.7, "c": 0.8}
     confusion = {gold: {**dict.fromkeys("abc", (1 - right) / 2), gold: right} for gold, right in probabilities.items()}
