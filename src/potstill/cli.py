@@ -35,6 +35,23 @@ def parser() -> argparse.ArgumentParser:
     )
     root.add_argument("--version", action="version", version=f"potstill {__version__}")
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    _recipe_commands(commands)
+    _reading_commands(commands)
+    serve = _command(commands, "serve", "serve an artifact folder or models:/NAME@ALIAS", "serve:serve_command")
+    serve.add_argument("artifact", help="artifact folder, or models:/NAME@ALIAS")
+    serve.add_argument("--recipe", help="take the serve section (and MLflow address) from this recipe")
+    serve.add_argument("--tracking-uri", help="MLflow address for models:/ (default: that of --recipe, or ./work)")
+    serve.add_argument("overrides", nargs="*", metavar="key=value", help="settings of serve, such as port=9000")
+    _registry_commands(commands)
+    _origin_commands(commands)
+    _signing_commands(commands)
+    _command(commands, "doctor", "what this machine has, and what that allows", "look:doctor")
+    schema = _command(commands, "schema", "JSON Schema of a recipe, for editors", "look:schema")
+    schema.add_argument("--out", help="write it to this file instead")
+    return root
+
+
+def _recipe_commands(commands: Any) -> None:
     for name, what in STAGES.items():
         command = _recipe_command(commands, name, what, "stages:run")
         command.add_argument("--dry-run", action="store_true", help="say what would be done and why, compute nothing")
@@ -61,6 +78,8 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--judged-rows", type=int, default=500, help="validation rows, at most (default: 500)")
     compare.add_argument("--no-track", action="store_true", help="log no run to MLflow should distill have to run")
 
+
+def _reading_commands(commands: Any) -> None:
     look = _command(commands, "look", "browse a dataset: rows, reasons, clusters, suspects", "look_dataset:look")
     look.add_argument("dataset", help="dataset folder, or a recipe (its newest finished dataset)")
     look.add_argument("overrides", nargs="*", metavar="key=value", help="settings of the recipe, such as work_dir=...")
@@ -73,12 +92,11 @@ def parser() -> argparse.ArgumentParser:
     report.add_argument("--format", choices=["html", "md", "json"], default="md", help="default: md")
     report.add_argument("--out", metavar="FILE", help="write it to this file instead of standard output")
 
-    serve = _command(commands, "serve", "serve an artifact folder or models:/NAME@ALIAS", "serve:serve_command")
-    serve.add_argument("artifact", help="artifact folder, or models:/NAME@ALIAS")
-    serve.add_argument("--recipe", help="take the serve section (and MLflow address) from this recipe")
-    serve.add_argument("--tracking-uri", help="MLflow address for models:/ (default: that of --recipe, or ./work)")
-    serve.add_argument("overrides", nargs="*", metavar="key=value", help="settings of serve, such as port=9000")
+    seeds = _command(commands, "seeds", "reports of several training seeds, combined", "seeds:seeds")
+    seeds.add_argument("reports", nargs="+", metavar="REPORT", help="report folders, one a seed, of the same rows")
 
+
+def _registry_commands(commands: Any) -> None:
     for name, what in (("promote", "move champion to a version whose gate passed"), ("rollback", "move champion back")):
         move = _command(commands, name, what, f"registry:{name}_command")
         move.add_argument("model", help="registered model, NAME or models:/NAME/VERSION")
@@ -99,6 +117,8 @@ def parser() -> argparse.ArgumentParser:
     prune.add_argument("--tracking-uri", help="MLflow address (default: that of the working folder)")
     prune.add_argument("--by", help="who (default: MLFLOW_TRACKING_USERNAME, else the user of this machine)")
 
+
+def _origin_commands(commands: Any) -> None:
     lineage = _command(commands, "lineage", "where a thing comes from, what was made of it", "lineage:lineage_command")
     lineage.add_argument("thing", help="an answer's or row's id, a folder, a file, a hash, or models:/NAME@ALIAS")
     lineage.add_argument("--work-dir", default="work", help="where the folders of all recipes stand")
@@ -115,15 +135,6 @@ def parser() -> argparse.ArgumentParser:
     forget.add_argument("--by", help="who (default: the user of this machine)")
     forget.add_argument("--work-dir", default="work", help="where the folders of all recipes stand")
     forget.add_argument("--tracking-uri", help="MLflow address (default: that of the working folder)")
-
-    seeds = _command(commands, "seeds", "reports of several training seeds, combined", "seeds:seeds")
-    seeds.add_argument("reports", nargs="+", metavar="REPORT", help="report folders, one a seed, of the same rows")
-
-    _signing_commands(commands)
-    _command(commands, "doctor", "what this machine has, and what that allows", "look:doctor")
-    schema = _command(commands, "schema", "JSON Schema of a recipe, for editors", "look:schema")
-    schema.add_argument("--out", help="write it to this file instead")
-    return root
 
 
 def _signing_commands(commands: Any) -> None:
