@@ -114,13 +114,6 @@ class Filters(Section):
     answer_characters: Length = Length()
 
 
-def filter_reasons(batch: pa.RecordBatch | pa.Table, settings: Filters) -> pa.Array:
-    """The first reason of either kind for each row (selection first), null where the row is kept."""
-    import pyarrow.compute as pc
-
-    return pc.coalesce(selection_reasons(batch, settings), answer_reasons(batch, settings))
-
-
 def selection_reasons(batch: pa.RecordBatch | pa.Table, settings: Filters) -> pa.Array:
     """Why a row is left out everywhere: prompt length, boilerplate prompt, language, in this order.
 

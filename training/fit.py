@@ -18,7 +18,7 @@ from potstill.trained import save_trained
 from . import processes
 from .forecast import CPU_MICRO_TOKENS, Way, way_here
 from .kernels import put_in
-from .loop import Plan, device_of, train
+from .loop import Plan, train
 from .model import student, whole
 from .objectives import Objective
 from .packing import Stream, Unit
@@ -27,6 +27,7 @@ from .scoring import Scorer
 from .speed import flops_a_token, matrix_product_flops
 from .then import Judged, keep_finished, learn_judged, take_finished
 from .watch import Watch
+from .weights import device_of
 
 if TYPE_CHECKING:
     from .run import Settings
@@ -98,14 +99,7 @@ def learn_answers(
         epochs=settings.epochs,
         max_steps=settings.max_steps,
     )
-    watch = Watch(
-        log_of(out / "trainer_log.jsonl"),
-        stream.steps,
-        flops=flops_a_token(model),
-        peak_flops=matrix_product_flops(device_of(model).partition(":")[0]),
-        live=live,
-        plot=out / PLOT if processes.first() else None,
-    )
+    watch = watch_of(model, stream, out / "trainer_log.jsonl", out / PLOT, live)
     say(
         f"training {len(rows.rows):,} rows ({rows.tokens:,} tokens, {rows.supervised_tokens:,} learnt), "
         f"{stream.steps:,} steps"
@@ -143,9 +137,17 @@ def make_student(settings: Settings, base: Path, quantization: Any) -> Any:
     return processes.shard(made) if sharded else made
 
 
-def log_of(path: Path) -> Path:
-    """Where this process logs: one writes, the others' lines are the same."""
-    return path if processes.first() else Path(os.devnull)
+def watch_of(model: Any, stream: Stream, log: Path, plot: Path, live: Live) -> Watch:
+    """The watch of one phase. One process writes its log and its plot: the others' lines are the same."""
+    writes = processes.first()
+    return Watch(
+        log if writes else Path(os.devnull),
+        stream.steps,
+        flops=flops_a_token(model),
+        peak_flops=matrix_product_flops(device_of(model).partition(":")[0]),
+        live=live,
+        plot=plot if writes else None,
+    )
 
 
 def units_of(tokenised: Tokenised) -> list[Unit]:

@@ -29,6 +29,7 @@ from .optimizer import MasterAdamW, Schedule, learning_rate
 from .packing import Stream, Unit, units_digest
 from .scoring import Score
 from .watch import Watch, refuse_not_finite
+from .weights import device_of, put_weights, trained_weights
 
 LOSS_SHARE = 0.01  # what the validation loss, as a share of the first one, counts beside the score: it breaks ties
 
@@ -192,10 +193,6 @@ def _add(sums: dict[str, tuple[float, float]], more: dict[str, tuple[float, floa
         sums[name] = (old[0] + above, old[1] + below)
 
 
-def device_of(model: Any) -> str:
-    return str(next(each for each in model.parameters() if each.requires_grad).device)
-
-
 def evaluate(
     model: Any,
     objective: Objective,
@@ -221,7 +218,7 @@ def evaluate(
     selection = (found.value if found is not None else 0.0) - LOSS_SHARE * min(loss / max(done.first_loss, 1e-9), 10.0)
     if done.best is None or selection > done.best:
         if processes.first():
-            best.keep(done.step, {name: each for name, each in model.named_parameters() if each.requires_grad})
+            best.keep(done.step, trained_weights(model))
         done.best, done.best_step, done.stale = selection, done.step, 0
     else:
         done.stale += 1
@@ -300,12 +297,10 @@ def begin_together(optimizer: MasterAdamW, done: Progressed) -> Progressed:
 @torch.no_grad()
 def take_weights_from_first(model: Any) -> None:
     """Give every process the first one's trained weights: they alone may come from a checkpoint."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            processes.take_from_first(parameter.data)
+    for parameter in trained_weights(model).values():
+        processes.take_from_first(parameter.data)
 
 
-@torch.no_grad()
 def take_best(best: checkpoints.Best, model: Any, done: Progressed) -> None:
     """Put the best weights into the model (the last ones stay when there were no held-out rows to choose by)."""
     if done.best is None or done.best_step == done.step or not processes.first():
@@ -316,9 +311,7 @@ def take_best(best: checkpoints.Best, model: Any, done: Progressed) -> None:
         say(f"the best weights, of step {done.best_step}, are refused ({fault}); keeping the last, of step {done.step}")
         done.best_step = done.step
         return
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            parameter.copy_(tensors[name])
+    put_weights(model, tensors)
 
 
 @contextmanager

@@ -91,8 +91,7 @@ def speed(log: Path) -> float:
 
 
 def peak_bytes() -> int:
-    """The most this process ever had resident (Linux: of this program alone, not of the one that forked it), or of
-    the GPU's memory where one is used."""
+    """The most this process ever had resident, or of the GPU's memory where one is used."""
     if "torch" in sys.modules:
         import torch
 
@@ -100,6 +99,11 @@ def peak_bytes() -> int:
             free, total = torch.cuda.mem_get_info()
             outside = total - free - torch.cuda.memory_reserved()
             return int(torch.cuda.max_memory_reserved()) + max(int(outside), 0)
+    return resident_peak_bytes()
+
+
+def resident_peak_bytes() -> int:
+    """The most this process ever had resident (Linux: of this program alone, not of the one that forked it)."""
     status = Path("/proc/self/status")
     if status.exists():
         (line,) = (each for each in status.read_text().splitlines() if each.startswith("VmHWM:"))

@@ -28,6 +28,7 @@ from potstill.records import Json
 
 from . import checkpoints
 from .packing import Unit
+from .weights import put_weights, trained_weights
 
 if TYPE_CHECKING:
     from .loop import Plan
@@ -141,15 +142,13 @@ def _reasons(train: Counter[str], held: Counter[str]) -> Json:
 def keep_finished(checkpoints_of_first: Path, model: Any, figures: Json) -> None:
     """Keep the first phase's weights and figures; a full disk costs the time to find them again, not the run."""
     try:
-        checkpoints.write_checkpoint(checkpoints_of_first, FINISHED, _weights(model), {"figures": figures})
+        checkpoints.write_checkpoint(checkpoints_of_first, FINISHED, trained_weights(model), {"figures": figures})
     except OSError as fault:
         say(f"the end of the first phase is not kept: {fault}; training goes on")
 
 
 def take_finished(checkpoints_of_first: Path, model: Any) -> Json | None:
     """Put a finished first phase's weights into the model and give its figures; None where it has not finished."""
-    import torch
-
     if not (checkpoints_of_first / FINISHED).is_dir():
         return None
     try:
@@ -157,15 +156,9 @@ def take_finished(checkpoints_of_first: Path, model: Any) -> Json | None:
     except ValueError as fault:
         say(f"the end of the first phase is refused ({fault}); it is found again from its last checkpoint")
         return None
-    with torch.no_grad():
-        for name, parameter in _weights(model).items():
-            parameter.copy_(tensors[name])
+    put_weights(model, tensors)
     figures: Json = state["figures"]
     return figures
-
-
-def _weights(model: Any) -> dict[str, Any]:
-    return {name: each for name, each in model.named_parameters() if each.requires_grad}
 
 
 def learn_judged(
@@ -185,11 +178,9 @@ def learn_judged(
     import torch
 
     from . import processes
-    from .fit import THEN_PLOT, log_of
-    from .loop import device_of, train
+    from .fit import THEN_PLOT, watch_of
+    from .loop import train
     from .packing import Stream
-    from .speed import flops_a_token, matrix_product_flops
-    from .watch import Watch
 
     torch.manual_seed(settings.seed)  # the same dropout whichever process the first phase ran in
     tokens = then.batch_tokens or settings.batch_tokens
@@ -198,9 +189,7 @@ def learn_judged(
         say(f"then {then.objective}: no held-out preferences: the last weights are taken, whatever the task score")
     rows = f"{len(judged.units):,} for training, {len(judged.held):,} held out"
     say(f"then {then.objective}: {rows}, {stream.steps:,} steps")
-    flops, peak = flops_a_token(model), matrix_product_flops(device_of(model).partition(":")[0])
-    plot = out / THEN_PLOT if processes.first() else None
-    watch = Watch(log_of(out / LOG), stream.steps, flops=flops, peak_flops=peak, live=live, plot=plot)
+    watch = watch_of(model, stream, out / LOG, out / THEN_PLOT, live)
     done = train(model, judged.objective, stream, judged.held, plan, watch, out / "checkpoints" / "then", score)
     if done.best is not None and done.best_step == 0:
         say(f"then {then.objective}: no evaluation was better than where it began: the first phase's weights are kept")

@@ -15,6 +15,8 @@ from .rows import read_rows
 
 def perform(job: Job) -> dict[str, Any]:
     """The job's outcome as JSON: steps, matrix products before and after, device and its peak memory."""
+    from training.probe import resident_peak_bytes
+
     from . import ours, with_trl
 
     rows = read_rows(Path(job.rows))
@@ -34,15 +36,7 @@ def perform(job: Job) -> dict[str, Any]:
         found["device"] = torch.cuda.get_device_name()
         found["gpu_peak_bytes"] = torch.cuda.max_memory_allocated()
     products.append(product_rates(job.device, job.product_s))
-    return found | {"products": products, "peak_bytes": peak_bytes()}
-
-
-def peak_bytes() -> int:
-    """The most memory that this process has held at once, as the kernel counted it since the program began."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return found | {"products": products, "peak_bytes": resident_peak_bytes()}
 
 
 def main() -> None:

@@ -5,9 +5,7 @@ Exchanges stand in `exchanges-*.jsonl`, feedback beside them in `feedback-*.json
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import replace
-from pathlib import PurePosixPath
 from typing import Generic, TypeVar
 
 from potstill.errors import DamagedLine
@@ -16,17 +14,6 @@ from potstill.records import Exchange, Feedback
 EXCHANGES = "exchanges-*.jsonl"
 FEEDBACK = "feedback-*.jsonl"
 Place = TypeVar("Place")
-
-
-def feedback_patterns(files: Iterable[str]) -> list[str]:
-    """The globs under which feedback on these files may stand, sorted: beside each captured one, compressed or not.
-
-    Paths and addresses (`s3://...`) alike; files that no server has captured have none.
-    """
-    folders = {
-        file.rpartition("/")[0] for file in files if PurePosixPath(file).name.startswith(EXCHANGES.partition("*")[0])
-    }
-    return sorted(f"{folder}/{FEEDBACK}*" if folder else f"{FEEDBACK}*" for folder in folders)
 
 
 def read_feedback_line(data: object) -> tuple[str, Feedback]:
@@ -42,11 +29,10 @@ def read_feedback_line(data: object) -> tuple[str, Feedback]:
 
 
 class LaterFeedback(Generic[Place]):
-    """Opinions by exchange, each with the place that it came from, and which of them found their exchange."""
+    """Opinions by exchange, each with the place that it came from."""
 
     def __init__(self) -> None:
         self._opinions: dict[str, list[tuple[Feedback, Place]]] = {}
-        self._joined: set[str] = set()
 
     def add(self, identity: str, opinion: Feedback, place: Place) -> None:
         self._opinions.setdefault(identity, []).append((opinion, place))
@@ -56,12 +42,5 @@ class LaterFeedback(Generic[Place]):
         found = self._opinions.get(exchange.id)
         if found is None:
             return exchange
-        self._joined.add(exchange.id)
         later = sorted((opinion for opinion, _ in found), key=lambda each: each.time or "")
         return replace(exchange, feedback=(*exchange.feedback, *later))
-
-    def without_exchange(self) -> Iterator[Place]:
-        """The places of all feedback whose exchange never came by."""
-        for identity, found in self._opinions.items():
-            if identity not in self._joined:
-                yield from (place for _, place in found)

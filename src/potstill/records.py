@@ -185,10 +185,6 @@ class Example:
     metadata: Json = field(default_factory=dict)
     rationale: str | None = None
 
-    def as_row(self) -> Json:
-        """What a person needs to recognise a rejected row."""
-        return {"messages": self.messages, "answer": self.answer, "teacher": self.teacher_text}
-
 
 @dataclass(frozen=True, slots=True)
 class Prediction:

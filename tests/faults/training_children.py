@@ -28,11 +28,10 @@ import transformers
 
 from potstill import models
 from potstill.completers import transformers as completing
-from potstill.dataset import write_examples, write_preferences
-from potstill.manifest import write_manifest
+from potstill.dataset import write_preferences
 from potstill.progress import say
-from potstill.prompt import PromptRule
 from tests.stages import test_then, test_training
+from tests.stages.datasets import finish, write_rows
 from tests.stages.tiny_llama import tiny_base
 from training import attention, checkpoints, fit, loop, optimizer, scoring, speed
 from training.objectives import choose, preferences
@@ -195,18 +194,14 @@ def killed_again_and_again(
 
 
 def make_dataset(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    write_examples(folder / "train.parquet", [test_training.example(at) for at in range(60)])
-    write_examples(folder / "validation.parquet", [test_training.example(at) for at in range(300, 306)])
+    write_rows(folder, *([test_training.example(at) for at in which] for which in (range(60), range(300, 306))))
     judged = {"train": [*map(test_then.judged, range(24))], "validation": [*map(test_then.judged, range(300, 320))]}
     write_preferences(
         folder,
         {split: [pair for pair, _ in rows] for split, rows in judged.items()},  # type: ignore[misc]
         {split: [] for split in judged},  # type: ignore[misc]
     )
-    facts = {"prompt_rule": PromptRule().to_json()}
-    write_manifest(folder, "dataset", settings_passed={}, settings_used={}, inputs=[], facts=facts)
-    return folder
+    return finish(folder)
 
 
 def main() -> None:

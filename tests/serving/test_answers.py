@@ -21,12 +21,13 @@ from potstill.engine import Engine
 from potstill.errors import DamagedLine
 from potstill.prompt import PromptRule
 from potstill.records import Json
-from potstill.serving.app import Server, create_app
-from potstill.serving.authenticate import Keys
+from potstill.serving.app import App
 from potstill.serving.capture import CaptureLog
 from potstill.serving.captured import join
-from potstill.serving.engine_step import new_client
+from potstill.serving.fleet import Deployment, Fleet
 from potstill.serving.meter import Meter
+from potstill.serving.order import ORDER
+from potstill.serving.server import Server
 from potstill.serving.settings import ServeSettings
 from potstill.serving.start import Served
 from potstill.serving.supervise import SupervisedEngine
@@ -92,10 +93,9 @@ class Door:
         engine = Engine(script.url, folder / "none", 1, 512, process, folder / "log")
         self.script = script
         self.log = CaptureLog(folder / "capture", Meter(), sample=1.0, durable=True, redact=None)
-        self.engine = SupervisedEngine(lambda: engine, new_client)
-        self.app = create_app(
-            Server(served, self.engine, ServeSettings(**settings), "name@1", Keys(), Meter(), self.log)
-        )
+        self.engine = SupervisedEngine(lambda: engine)
+        fleet = Fleet(Deployment("name@1", served, self.engine))
+        self.app = App(Server(fleet, ServeSettings(**settings), ORDER, log=self.log))
         threading.Thread(target=script.serve_forever, daemon=True).start()
 
     def ask(self, **body: Any) -> httpx.Response:
@@ -104,8 +104,7 @@ class Door:
     async def _ask(self, body: Json) -> httpx.Response:
         async with httpx.AsyncClient(transport=httpx.ASGITransport(self.app), base_url="http://test") as client:
             reply = await client.post("/v1/chat/completions", json=body)
-        await self.engine.client.aclose()
-        self.engine._client = None  # a client belongs to one event loop, and each request here has its own
+        self.engine.hang_up()  # connections belong to one event loop, and each request here has its own
         return reply
 
     def close(self) -> None:

@@ -15,11 +15,10 @@ from potstill import chat
 from potstill.contract import Contract
 from potstill.dataset import read_examples, write_examples
 from potstill.errors import ParityMismatch
-from potstill.manifest import write_manifest
-from potstill.prompt import PromptRule
 from potstill.records import Example, Exchange, Json, Learn
 from potstill.stage import Shared
 from potstill.tasks import ToolCalls
+from tests.stages.datasets import dataset_folder
 from tests.stages.tiny_llama import gguf_of, tiny_base
 from training import run
 from training.batch import Batch
@@ -196,13 +195,9 @@ def test_dataset_keeps_what_is_learnt_and_reads_folders_from_before(tmp_path: Pa
 
 
 def test_training_learns_from_whole_conversations(base: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "dataset"
     talks = [[user(f"q{at}"), said(None, ("look", {"at": at % 3})), user("and?")] for at in range(24)]
     rows = [example(talk, f"It was {at % 3}.", name=f"e{at}") for at, talk in enumerate(talks)]
-    write_examples(folder / "train.parquet", rows[:20])
-    write_examples(folder / "validation.parquet", rows[20:])
-    facts = {"prompt_rule": PromptRule().to_json()}
-    write_manifest(folder, "dataset", settings_passed={}, settings_used={}, inputs=[], facts=facts)
+    folder = dataset_folder(tmp_path / "dataset", rows[:20], rows[20:])
     wanted = run.Settings(chat_template="chatml", learning_rate=0.01, epochs=4, window=256, evals=1, score_rows=0)
     shared = Shared("tiny", {"kind": "tool_calls"}, str(base.path), tmp_path / "work", "")
     out = tmp_path / "adapter"
@@ -217,11 +212,8 @@ def test_training_learns_from_whole_conversations(base: Any, tmp_path: Path) -> 
 
 
 def test_preview_shows_one_row_with_all_its_spans(base: Any, tmp_path: Path) -> None:
-    folder = tmp_path / "dataset"
-    write_examples(folder / "train.parquet", [example([user("a")], "b", "answer", "short"), example(TALK, "Done.")])
-    write_examples(folder / "validation.parquet", [])
-    facts = {"prompt_rule": PromptRule().to_json()}
-    write_manifest(folder, "dataset", settings_passed={}, settings_used={}, inputs=[], facts=facts)
+    rows = [example([user("a")], "b", "answer", "short"), example(TALK, "Done.")]
+    folder = dataset_folder(tmp_path / "dataset", rows)
     wanted = run.Settings(chat_template="chatml")
     shared = Shared("tiny", {"kind": "tool_calls"}, str(base.path), tmp_path / "work", "")
     shown = run.preview(wanted, shared, {"dataset": folder})

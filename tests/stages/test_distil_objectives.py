@@ -13,12 +13,11 @@ import torch
 from pydantic import ValidationError
 
 from potstill import chat, models
-from potstill.dataset import write_examples
 from potstill.errors import NothingLearned, ParityMismatch, RecipeError
 from potstill.logprobs import LOGPROBS, AnswerLogprobs, TokenLogprobs, as_table
 from potstill.manifest import write_manifest
-from potstill.prompt import PromptRule
 from potstill.records import Example
+from tests.stages.datasets import finish, write_rows
 from tests.stages.test_training import example, losses, settings_with, trained
 from tests.stages.tiny_llama import tiny_base
 from training import run
@@ -37,14 +36,10 @@ TRAIN, HELD = [example(at) for at in range(60)], [example(at) for at in range(30
 def write_dataset(folder: Path, train: Sequence[Example], logged: Sequence[AnswerLogprobs] = ()) -> Path:
     import pyarrow.parquet as pq
 
-    folder.mkdir(exist_ok=True)
-    write_examples(folder / "train.parquet", train)
-    write_examples(folder / "validation.parquet", HELD)
+    write_rows(folder, train, HELD)
     if logged:
         pq.write_table(as_table(logged, "train"), folder / LOGPROBS)
-    facts = {"prompt_rule": PromptRule().to_json()}
-    write_manifest(folder, "dataset", settings_passed={}, settings_used={}, inputs=[], facts=facts)
-    return folder
+    return finish(folder)
 
 
 @pytest.fixture(scope="module")

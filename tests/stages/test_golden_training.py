@@ -19,10 +19,8 @@ from typing import Any
 import pytest
 
 from potstill import models
-from potstill.dataset import write_examples
-from potstill.manifest import write_manifest
-from potstill.prompt import PromptRule
 from potstill.records import Json
+from tests.stages.datasets import dataset_folder
 from tests.stages.test_training import example, trained
 from tests.stages.tiny_llama import tiny_base
 
@@ -35,12 +33,8 @@ def run_in(work: Path, **changes: Any) -> Json:
 
     Dropout is left out since its random numbers are not the same on every kind of processor.
     """
-    dataset = work / "dataset"
     rows = [example(at, weight=1.0 + at % 3) for at in range(90)]
-    write_examples(dataset / "train.parquet", rows)
-    write_examples(dataset / "validation.parquet", [example(at) for at in range(300, 315)])
-    facts = {"prompt_rule": PromptRule().to_json()}
-    write_manifest(dataset, "dataset", settings_passed={}, settings_used={}, inputs=[], facts=facts)
+    dataset = dataset_folder(work / "dataset", rows, [example(at) for at in range(300, 315)])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(models, "load_float", functools.partial(models.load_float, dtype="float32"))
         trained(tiny_base(work / "base"), dataset, work / "out", **({"epochs": 2, "score_rows": 0} | changes))

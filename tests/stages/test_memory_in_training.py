@@ -8,10 +8,8 @@ import pytest
 import torch
 
 from potstill import chat, models
-from potstill.dataset import write_examples
 from potstill.errors import PotstillError
-from potstill.manifest import write_manifest
-from potstill.prompt import PromptRule
+from tests.stages.datasets import dataset_folder
 from tests.stages.test_training import example, settings_with, shared_for
 from tests.stages.tiny_llama import tiny_base
 from training.loop import gradient
@@ -29,12 +27,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> models.Base:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dataset")
-    write_examples(folder / "train.parquet", [example(at) for at in range(60)])
-    write_examples(folder / "validation.parquet", [example(at) for at in range(300, 306)])
-    facts = {"prompt_rule": PromptRule().to_json()}
-    write_manifest(folder, "dataset", settings_passed={}, settings_used={}, inputs=[], facts=facts)
-    return folder
+    train, held = [example(at) for at in range(60)], [example(at) for at in range(300, 306)]
+    return dataset_folder(tmp_path_factory.mktemp("dataset"), train, held)
 
 
 @pytest.mark.parametrize("lean", [True, False], ids=["lean", "plain"])

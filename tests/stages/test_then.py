@@ -15,11 +15,10 @@ import pytest
 from pydantic import ValidationError
 
 from potstill import models
-from potstill.dataset import write_examples, write_preferences
+from potstill.dataset import write_preferences
 from potstill.errors import NothingLearned
-from potstill.manifest import write_manifest
 from potstill.preferences import Opinion, Preference
-from potstill.prompt import PromptRule
+from tests.stages.datasets import finish, write_rows
 from tests.stages.test_training import LABELS, example, shared_for
 from tests.stages.tiny_llama import tiny_base
 from training import run
@@ -46,17 +45,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> models.Base:
 
 
 def dataset_of(folder: Path, train: range, validation: range) -> Path:
-    write_examples(folder / "train.parquet", [example(at) for at in range(90)])
-    write_examples(folder / "validation.parquet", [example(at) for at in range(300, 330)])
+    write_rows(folder, [example(at) for at in range(90)], [example(at) for at in range(300, 330)])
     made = {"train": [judged(at) for at in train], "validation": [judged(at) for at in validation]}
     write_preferences(
         folder,
         {split: [pair for pair, _ in rows] for split, rows in made.items()},  # type: ignore[misc]
         {split: [each for _, pair in rows for each in pair] for split, rows in made.items()},  # type: ignore[misc]
     )
-    facts = {"prompt_rule": PromptRule().to_json()}
-    write_manifest(folder, "dataset", settings_passed={}, settings_used={}, inputs=[], facts=facts)
-    return folder
+    return finish(folder)
 
 
 @pytest.fixture(scope="module")

@@ -16,12 +16,10 @@ import torch
 
 from potstill import chat, models
 from potstill.contract import Contract
-from potstill.dataset import write_examples
 from potstill.errors import NothingLearned
-from potstill.manifest import write_manifest
-from potstill.prompt import PromptRule
 from potstill.records import Example
 from potstill.stage import Shared
+from tests.stages.datasets import dataset_folder, write_rows
 from tests.stages.tiny_llama import tiny_base
 from training import run
 from training.optimizer import MasterAdamW, learning_rate
@@ -50,12 +48,8 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> models.Base:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("dataset")
-    write_examples(folder / "train.parquet", [example(at) for at in range(90)])
-    write_examples(folder / "validation.parquet", [example(at) for at in range(300, 315)])
-    facts = {"prompt_rule": PromptRule().to_json()}
-    write_manifest(folder, "dataset", settings_passed={}, settings_used={}, inputs=[], facts=facts)
-    return folder
+    train, held = [example(at) for at in range(90)], [example(at) for at in range(300, 315)]
+    return dataset_folder(tmp_path_factory.mktemp("dataset"), train, held)
 
 
 def shared_for(base: models.Base, work: Path) -> Shared:
@@ -178,9 +172,7 @@ def test_nf4_trains_on_this_machine(base: models.Base, dataset: Path, tmp_path: 
 def test_no_supervised_token_is_refused_before_the_model_is_loaded(
     base: models.Base, dataset: Path, tmp_path: Path
 ) -> None:
-    long = tmp_path / "long"
-    write_examples(long / "train.parquet", [example(0, messages=[{"role": "user", "content": "word " * 400}])])
-    write_examples(long / "validation.parquet", [])
+    long = write_rows(tmp_path / "long", [example(0, messages=[{"role": "user", "content": "word " * 400}])])
     with pytest.raises(NothingLearned, match=r"no supervised token: 0 rows fit into train.window 128 and 1 are longer"):
         trained(base, long, tmp_path / "out")
     assert not (tmp_path / "out" / "contract.json").exists()

@@ -18,6 +18,7 @@ from potstill.progress import track
 
 from ..packing import Unit, micro_batches
 from ..rows import Row
+from ..weights import device_of, trained_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +58,7 @@ def logprobs(model: Any, rows: Sequence[Row], what: str | None = None) -> list[f
     groups = micro_batches([Unit(row.id, (row,)) for row in rows], TOKENS_AT_ONCE)
     with torch.no_grad():
         for group in track(groups, what, len(groups), "batches") if what else groups:
-            batch = Batch.of(group, _device_of(model))
+            batch = Batch.of(group, device_of(model))
             found += batch.row_sums(token_scores(model, batch)[0]).tolist()
     model.train(was_training)
     return found
@@ -71,17 +72,12 @@ def of_rows(reference: dict[str, float], batch: Batch) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device=batch.targets.device)
 
 
-def _device_of(model: Any) -> str:
-    return str(next(iter(model.parameters())).device)
-
-
 def _weights_digest(model: Any) -> str:
     """The sha256 of the weights that training moves, with their names; the others are the base's."""
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        if parameter.requires_grad:
-            digest.update(name.encode())
-            digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
+    for name, parameter in sorted(trained_weights(model).items()):
+        digest.update(name.encode())
+        digest.update(parameter.detach().float().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

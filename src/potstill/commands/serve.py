@@ -41,10 +41,10 @@ def _settings(arguments: argparse.Namespace) -> tuple[ServeSettings, Path, str |
         assert isinstance(settings, ServeSettings)
         uri = arguments.tracking_uri or recipe.shared.tracking_uri
         return settings, recipe.shared.work_dir.parent, uri, recipe.shared.name
-    return _from_overrides(arguments.overrides), Path("work").resolve(), arguments.tracking_uri, ""
+    return settings_from(arguments.overrides), Path("work").resolve(), arguments.tracking_uri, ""
 
 
-def _from_overrides(overrides: list[str]) -> ServeSettings:
+def settings_from(overrides: list[str]) -> ServeSettings:
     """The serve section from `key=value` words alone; raises RecipeError with every fault."""
     document = Positioned({})
     _, faults = apply_overrides(document, overrides)

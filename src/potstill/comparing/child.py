@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from potstill.completers import CompletionRequest
+from potstill.engine_child import wait_for_the_end
 from potstill.manifest import Manifest, read_manifest, write_atomically
 from potstill.progress import track
 from potstill.recipe import Recipe
@@ -132,16 +133,16 @@ def gpu_peak() -> int | None:
     return int(torch.cuda.max_memory_reserved()) if torch.cuda.is_available() else None
 
 
-def end_with_parent() -> None:
-    """Leave when standard input closes: whoever started this is gone."""
-    os.read(0, 1)  # not sys.stdin: its lock, held by this thread, would fail the ordinary end of the process
+def end_with_parent(parent: int) -> None:
+    """Leave at once when whoever started this is gone."""
+    wait_for_the_end(parent)
     os._exit(1)
 
 
 def main(words: Sequence[str]) -> int:
     """Do the job; whatever goes wrong is the outcome, since one base's fault is a row of the comparison."""
     job = Job.read(Path(words[0]))
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     try:
         outcome = {"done": train(job) if job.do == "train" else answer(job)}
     except Exception as fault:

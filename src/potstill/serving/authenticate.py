@@ -8,11 +8,16 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-from starlette.requests import Request
+from typing import TYPE_CHECKING
 
 from potstill.errors import RecipeError
 from potstill.serving.errors import RequestRefused
+from potstill.serving.http import Http
+from potstill.serving.steps import Step
+
+if TYPE_CHECKING:
+    from potstill.serving.call import Call
+    from potstill.serving.server import Server
 
 _VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]*")
 _HASHED = re.compile(r"([0-9a-f]{64})(?:\s+(\S.*))?")
@@ -67,11 +72,11 @@ def sha256_of(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def authenticate(http: Request, keys: Keys) -> str:
+def caller(http: Http, keys: Keys) -> str:
     """The name of the caller's key ("" when none are asked for); raises RequestRefused 401."""
     if not keys.names:
         return ""
-    scheme, _, secret = http.headers.get("authorization", "").partition(" ")
+    scheme, _, secret = http.header(b"authorization").partition(" ")
     # Looking up a hash leaks no key by timing: nobody can choose the digits of their key's sha256 one by one.
     name = keys.names.get(sha256_of(secret.strip())) if scheme.lower() == "bearer" else None
     if name is None:
@@ -80,3 +85,16 @@ def authenticate(http: Request, keys: Keys) -> str:
             401, f"found {found}; send `Authorization: Bearer KEY` with a key of this server", code="invalid_api_key"
         )
     return name
+
+
+class Authenticate(Step):
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+
+    async def before(self, call: Call) -> None:
+        """Fill `call.key`."""
+        call.key = caller(call.http, self._keys)
+
+
+def make(server: Server) -> Step | None:
+    return Authenticate(server.keys) if server.keys.names else None

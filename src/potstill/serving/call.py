@@ -5,29 +5,52 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from time import monotonic
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from starlette.requests import Request
-
 from potstill.records import Json
+from potstill.serving.http import Http
 from potstill.tasks import Parsed
+
+if TYPE_CHECKING:
+    from potstill.serving.fleet import Deployment
+    from potstill.serving.steps import Plan
 
 
 @dataclass(slots=True)
 class Call:
-    """Each step reads what the steps before it wrote. `body` stays what the client sent; `upstream` is our own."""
+    """Each step reads what the steps before it wrote. `body` stays what the client sent; `upstream` is our own.
 
-    http: Request
+    `deployment` is the version that answers, held until the call ends; `answered_by` says what did: `engine`, a cache,
+    the large model. `marks` is for what a step keeps from one moment to the next, under its own name.
+    """
+
+    http: Http
+    plan: Plan
     id: str = field(default_factory=lambda: f"chatcmpl-{uuid4().hex}")
-    time: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="milliseconds"))
     started: float = field(default_factory=monotonic)
+    moment: datetime = field(default_factory=lambda: datetime.now(UTC))
     key: str = ""
     body: Json = field(default_factory=dict)
     upstream: Json = field(default_factory=dict)
+    deployment: Deployment | None = None
     unknown_instructions: bool = False
     response: Json = field(default_factory=dict)
+    answered_by: str = ""
+    first_s: float | None = None
     parsed: Parsed | None = None
     status: int = 200
+    marks: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def time(self) -> str:
+        return self.moment.isoformat(timespec="milliseconds")
+
+    @property
+    def model(self) -> Deployment:
+        """The version that answers, once the route is chosen."""
+        assert self.deployment is not None, "a step before the route asked for the version"
+        return self.deployment
 
     @property
     def stream(self) -> bool:

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 from uuid import uuid4
 
 import orjson
@@ -26,6 +26,10 @@ from potstill.records import Json
 from potstill.serving.call import Call
 from potstill.serving.errors import RequestRefused
 from potstill.serving.meter import Meter
+from potstill.serving.steps import Step
+
+if TYPE_CHECKING:
+    from potstill.serving.server import Server
 
 Kind = Literal["exchanges", "feedback"]
 Redact = Callable[[Json], Json]
@@ -136,9 +140,9 @@ class CaptureLog:
             os.fsync(stream.fileno())
 
 
-async def capture(call: Call, log: CaptureLog | None, artifact: str) -> None:
+async def capture(call: Call, log: CaptureLog, artifact: str) -> None:
     """Queue the exchange; with a durable log, wait for the disk and raise RequestRefused 503 when it fails."""
-    if log is None or not log.wants(call.id):
+    if not log.wants(call.id):
         return
     done = log.put("exchanges", exchange_of(call, artifact), sync=log.durable)
     if not log.durable:
@@ -173,3 +177,15 @@ def exchange_of(call: Call, artifact: str) -> Json:
         "metadata": metadata,
         "feedback": [],
     }
+
+
+class Capture(Step):
+    def __init__(self, log: CaptureLog) -> None:
+        self._log = log
+
+    async def after(self, call: Call) -> None:
+        await capture(call, self._log, call.model.artifact)
+
+
+def make(server: Server) -> Step | None:
+    return Capture(server.log) if server.log is not None else None

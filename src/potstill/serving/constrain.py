@@ -5,14 +5,18 @@ Greedy decoding and the contract's `max_tokens` are the defaults since the evide
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from potstill.completers.openai_form import llama_constraint
 from potstill.contract import Contract
 from potstill.records import Json, canonical_json
 from potstill.serving.call import Call
 from potstill.serving.errors import RequestRefused
+from potstill.serving.steps import Step
 from potstill.tasks import Constraint
+
+if TYPE_CHECKING:
+    from potstill.serving.server import Server
 
 _PASSED = (
     "top_p", "presence_penalty", "frequency_penalty", "logit_bias", "logprobs", "top_logprobs", "tools", "tool_choice",
@@ -39,6 +43,19 @@ def constrain(call: Call, contract: Contract, constraint: Constraint | None) -> 
         return
     _refuse_what_the_task_is_not(body, wanted, constraint)
     upstream |= llama_constraint(constraint)
+
+
+class Constrain(Step):
+    def __init__(self, constrained: bool) -> None:
+        self._constrained = constrained
+
+    async def before(self, call: Call) -> None:
+        served = call.model.served
+        constrain(call, served.contract, served.task.constraint() if self._constrained else None)
+
+
+def make(server: Server) -> Step:
+    return Constrain(server.settings.constrain)
 
 
 def _refuse_what_the_task_is_not(body: Json, wanted: Json, constraint: Constraint) -> None:

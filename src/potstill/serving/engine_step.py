@@ -2,43 +2,25 @@
 
 The engine is always asked for a stream, also for a whole answer: llama.cpp goes on writing an unstreamed answer that
 nobody waits for any more (measured: 12 s until the slot was free, against 10 ms), and one way is tested once.
-Connections are not kept: llama.cpp's server closes idle ones by its own clock, and a request written into a closing
-connection is lost. A new one on loopback costs about 0.1 ms.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
-from contextlib import aclosing, suppress
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 
-import httpx
 import orjson
-from starlette.requests import Request
 
 from potstill.records import Json, Message
+from potstill.serving.backends import Backend, body_for
 from potstill.serving.call import Call
 from potstill.serving.errors import RequestRefused, engine_unavailable
-from potstill.serving.supervise import SupervisedEngine
+from potstill.serving.upstream import Reply, UpstreamFault
 
-T = TypeVar("T")
 _PATH = "/v1/chat/completions"
 
 
-def new_client() -> httpx.AsyncClient:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-    return httpx.AsyncClient(limits=limits, timeout=httpx.Timeout(None, connect=5.0), trust_env=False)
-
-
-async def ask(call: Call, engine: SupervisedEngine, timeout_s: float) -> None:
-    """Fill `call.response` with the engine's whole answer; raises RequestRefused."""
-    async with aclosing(ask_stream(call, engine, timeout_s)) as chunks:
-        async for _ in chunks:
-            pass
-
-
-async def ask_stream(call: Call, engine: SupervisedEngine, timeout_s: float) -> AsyncGenerator[Json, None]:
+async def ask_stream(call: Call, engine: Backend, timeout_s: float) -> AsyncGenerator[Json, None]:
     """The engine's chunks as they come (the usage chunk is kept back); fills `call.response` with the whole."""
     reply = await _send(call, engine, timeout_s)
     answer = _Assembled()
@@ -60,10 +42,10 @@ async def ask_stream(call: Call, engine: SupervisedEngine, timeout_s: float) -> 
                 yield chunk
     except TimeoutError as fault:
         raise _timed_out(timeout_s) from fault
-    except httpx.HTTPError as fault:
+    except UpstreamFault as fault:
         raise engine_unavailable("the engine went away in the middle of the answer") from fault
     finally:
-        await reply.aclose()
+        reply.close()
     call.response = answer.body()
 
 
@@ -80,25 +62,25 @@ def _as_delta(message: Message) -> Message:
     return {**message, "tool_calls": calls} if calls else message
 
 
-async def _send(call: Call, engine: SupervisedEngine, timeout_s: float) -> httpx.Response:
+async def _send(call: Call, engine: Backend, timeout_s: float) -> Reply:
     """The engine's 200; whatever else happens becomes a RequestRefused."""
     if not engine.ready:
         raise engine_unavailable("the engine is not running")
-    body = call.upstream | {"stream": True, "stream_options": {"include_usage": True}}
-    request = engine.client.build_request("POST", engine.url + _PATH, content=orjson.dumps(body))
-    request.headers["content-type"] = "application/json"
+    body = body_for(engine, call.upstream) | {"stream": True, "stream_options": {"include_usage": True}}
     try:
         async with asyncio.timeout(max(0.0, timeout_s - call.seconds)):
-            reply = await engine.client.send(request, stream=True)
-            if reply.status_code == 200:
+            reply = await engine.upstream.post(_PATH, orjson.dumps(body))
+            if reply.status == 200:
                 return reply
-            data = await reply.aread()
-            await reply.aclose()
+            try:
+                data = await reply.read()
+            finally:
+                reply.close()
     except TimeoutError as fault:
         raise _timed_out(timeout_s) from fault
-    except httpx.HTTPError as fault:
+    except UpstreamFault as fault:
         raise engine_unavailable("the engine went away") from fault
-    raise _refusal(reply.status_code, data)
+    raise _refusal(reply.status, data)
 
 
 def _timed_out(timeout_s: float) -> RequestRefused:
@@ -119,10 +101,10 @@ def _refusal(status: int, data: bytes) -> RequestRefused:
     return RequestRefused(502, f"the engine failed: {message}", kind="server_error", code="engine_error")
 
 
-async def _events(reply: httpx.Response) -> AsyncIterator[bytes]:
+async def _events(reply: Reply) -> AsyncIterator[bytes]:
     """The data of each server-sent event. Split at \\n alone: JSON may hold U+2028, which other splitters cut at."""
     rest = b""
-    async for piece in reply.aiter_raw():
+    async for piece in reply.pieces():
         *lines, rest = (rest + piece).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
@@ -165,25 +147,3 @@ class _Assembled:
         choice: Json = {"index": 0, "message": message, "finish_reason": self.finish_reason}
         choice |= {"logprobs": {"content": self.logprobs}} if self.logprobs else {}
         return {"object": "chat.completion", "created": self.created, "choices": [choice], "usage": self.usage}
-
-
-async def unless_gone(http: Request, work: Awaitable[T]) -> T:
-    """The result of `work`, which is cancelled when the client hangs up (RequestRefused 499, read by nobody)."""
-    working = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_hung_up(http))
-    try:
-        await asyncio.wait({working, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise RequestRefused(499, "the client went away")
-    finally:
-        for each in (working, gone):
-            if not each.done():
-                each.cancel()
-                with suppress(asyncio.CancelledError, Exception):
-                    await each
-
-
-async def _hung_up(http: Request) -> None:
-    while (await http.receive())["type"] != "http.disconnect":
-        pass

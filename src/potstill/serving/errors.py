@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import orjson
-from starlette.responses import Response
-
 from potstill.errors import PotstillError
 from potstill.records import Json
 
@@ -29,16 +26,8 @@ class RequestRefused(PotstillError):
     def body(self) -> Json:
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
-    def response(self) -> Response:
-        headers = {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
-        return json_response(self.body(), self.status, headers)
-
 
 def engine_unavailable(detail: str) -> RequestRefused:
     """503: the engine is away and is being restarted."""
     message = f"{detail}; it is being restarted, try again"
     return RequestRefused(503, message, kind="server_error", code="engine_unavailable", retry_after_s=1)
-
-
-def json_response(body: Json, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(body), status, headers, "application/json")

@@ -8,11 +8,11 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from pydantic import Field
-from starlette.requests import Request
 
 from potstill.records import Feedback, Json
 from potstill.serving.capture import CaptureLog
 from potstill.serving.errors import RequestRefused
+from potstill.serving.http import Http
 from potstill.serving.validate_input import StrictBody, checked, read_json
 from potstill.tasks import Task
 
@@ -27,7 +27,7 @@ class FeedbackBody(StrictBody):
     by: str | None = Field(None, max_length=200)
 
 
-async def accept_feedback(http: Request, key: str, task: Task, log: CaptureLog | None, max_body_bytes: int) -> Feedback:
+async def accept_feedback(http: Http, key: str, task: Task, log: CaptureLog | None, max_body_bytes: int) -> Feedback:
     """Check and write one feedback; it is on the disk when this returns. Raises RequestRefused 400, 404 or 422."""
     body: FeedbackBody = checked(FeedbackBody, await read_json(http, max_body_bytes))
     if log is None:

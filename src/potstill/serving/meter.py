@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 from potstill.serving.call import Call
+from potstill.serving.steps import Step
+
+if TYPE_CHECKING:
+    from potstill.serving.server import Server
 
 _BUCKETS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
@@ -54,3 +60,17 @@ def meter(call: Call, to: Meter) -> None:
         to.invalid.inc()
     if call.unknown_instructions:
         to.unknown.inc()
+    if call.first_s is not None:
+        to.first_token.observe(call.first_s)
+
+
+class Metering(Step):
+    def __init__(self, to: Meter) -> None:
+        self._meter = to
+
+    async def after(self, call: Call) -> None:
+        meter(call, self._meter)
+
+
+def make(server: Server) -> Step:
+    return Metering(server.meter)

@@ -17,11 +17,13 @@ from potstill.errors import EngineFailure, RecipeError
 from potstill.progress import say
 from potstill.records import Json
 from potstill.redaction import Redactor, redaction_key
-from potstill.serving.app import Server, create_app
+from potstill.serving.app import App
 from potstill.serving.authenticate import Keys
 from potstill.serving.capture import CaptureLog, Redact
-from potstill.serving.engine_step import new_client
+from potstill.serving.fleet import Deployment, Fleet
 from potstill.serving.meter import Meter
+from potstill.serving.order import ORDER
+from potstill.serving.server import Server
 from potstill.serving.settings import ServeSettings
 from potstill.serving.start import load_artifact, refuse_open_door, start_engine
 from potstill.serving.supervise import SupervisedEngine
@@ -54,8 +56,9 @@ def serve(artifact: Path, settings: ServeSettings, name: str, capture_dir: Path,
     the settings name another folder. Raises RecipeError, ManifestMismatch, ParityMismatch or EngineFailure before the
     first request is taken.
     """
-    with _prepared(artifact, settings, name, capture_dir, redact) as (server, listening):
-        say(f"serve: {server.name} ({server.served.format}, artifact {server.artifact}) at {_url(listening)}/v1")
+    with _prepared(artifact, settings, name, capture_dir, redact) as (server, _, listening):
+        now = server.current
+        say(f"serve: {now.name} ({now.served.format}, artifact {now.artifact}) at {_url(listening)}/v1")
         if server.log is not None:
             say(f"serve: capturing to {server.log.folder}")
         with _signals_handled():
@@ -78,7 +81,7 @@ def running_server(
     artifact: Path, settings: ServeSettings, name: str, capture_dir: Path, redact: Redact | None = None
 ) -> Iterator[RunningServer]:
     """A server in a thread of this process for as long as the block runs; port 0 picks a free one."""
-    with _prepared(artifact, settings, name, capture_dir, redact) as (server, listening):
+    with _prepared(artifact, settings, name, capture_dir, redact) as (server, engine, listening):
         running = _uvicorn(server)
         thread = threading.Thread(target=running.run, args=([listening],), name="potstill-serve", daemon=True)
         thread.start()
@@ -87,7 +90,7 @@ def running_server(
                 if not thread.is_alive():
                     raise EngineFailure("the server ended while starting; its fault stands above")
                 thread.join(0.01)
-            yield RunningServer(_url(listening), server.engine, server.log.folder if server.log else None)
+            yield RunningServer(_url(listening), engine, server.log.folder if server.log else None)
         finally:
             running.should_exit = True
             thread.join()
@@ -96,7 +99,7 @@ def running_server(
 @contextmanager
 def _prepared(
     artifact: Path, settings: ServeSettings, name: str, capture_dir: Path, redact: Redact | None
-) -> Iterator[tuple[Server, socket.socket]]:
+) -> Iterator[tuple[Server, SupervisedEngine, socket.socket]]:
     """Everything that must hold before the first request, and its end in reverse order."""
     keys = Keys.load(settings.keys)
     refuse_open_door(settings.host, keys)
@@ -104,14 +107,13 @@ def _prepared(
     meter = Meter()
     with ExitStack() as stack:
         listening = stack.enter_context(_listen(settings.host, settings.port))
-        engine = SupervisedEngine(
-            lambda: start_engine(served, slots=settings.slots, threads=settings.threads), new_client
-        )
+        engine = SupervisedEngine(lambda: start_engine(served, slots=settings.slots, threads=settings.threads))
         stack.callback(engine.stop)
         log = _capture_log(settings, capture_dir, meter, redact)
         if log is not None:
             stack.callback(log.close)
-        yield Server(served, engine, settings, name or served.digest[:12], keys, meter, log), listening
+        deployment = Deployment(name or served.digest[:12], served, engine)
+        yield Server(Fleet(deployment), settings, ORDER, keys=keys, meter=meter, log=log), engine, listening
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -145,6 +147,6 @@ def _capture_log(settings: ServeSettings, capture_dir: Path, meter: Meter, redac
 
 def _uvicorn(server: Server) -> uvicorn.Server:
     config = uvicorn.Config(
-        create_app(server), log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=_DRAIN_S
+        App(server), log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=_DRAIN_S
     )
     return uvicorn.Server(config)

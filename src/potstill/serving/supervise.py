@@ -7,11 +7,11 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 
-import httpx
-
 from potstill.engine import Engine
 from potstill.errors import PotstillError
 from potstill.progress import say
+from potstill.serving.backends import Dialect
+from potstill.serving.upstream import Upstream
 
 LOOK_EVERY_S = 0.2
 FIRST_PAUSE_S = 0.5
@@ -21,12 +21,14 @@ LONGEST_PAUSE_S = 30.0
 class SupervisedEngine:
     """An engine that was started and checked by `start`; `watch` starts another whenever it has died."""
 
-    def __init__(self, start: Callable[[], Engine], client: Callable[[], httpx.AsyncClient]) -> None:
-        self._start, self._new_client = start, client
+    dialect: Dialect = "llama_cpp"
+
+    def __init__(self, start: Callable[[], Engine]) -> None:
+        self._start = start
         self._lock = threading.Lock()
         self._stopped = False
         self._engine = start()
-        self._client: httpx.AsyncClient | None = None
+        self._upstream: Upstream | None = None
         self.restarts = 0
 
     @property
@@ -42,11 +44,18 @@ class SupervisedEngine:
         return self._engine.process.pid
 
     @property
-    def client(self) -> httpx.AsyncClient:
-        """One client an event loop: made on first use, closed by `watch`."""
-        if self._client is None:
-            self._client = self._new_client()
-        return self._client
+    def upstream(self) -> Upstream:
+        """The connections to the engine that runs now: made on first use, closed by `watch`."""
+        if self._upstream is None or self._upstream.url != self._engine.url:
+            self.hang_up()
+            self._upstream = Upstream(self._engine.url)
+        return self._upstream
+
+    def hang_up(self) -> None:
+        """Close the connections; the next request opens new ones (they belong to one event loop)."""
+        if self._upstream is not None:
+            self._upstream.close()
+            self._upstream = None
 
     async def watch(self) -> None:
         """Run beside the application until cancelled."""
@@ -65,8 +74,7 @@ class SupervisedEngine:
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, LONGEST_PAUSE_S)
         finally:
-            if self._client is not None:
-                await self._client.aclose()
+            self.hang_up()
 
     def _replace(self) -> None:
         self._engine.stop()

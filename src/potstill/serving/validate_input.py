@@ -6,15 +6,19 @@ refused by name. Fields without an effect on the answer (user, metadata, store, 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import orjson
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.requests import ClientDisconnect, Request
 
 from potstill.records import Json
 from potstill.serving.call import Call
 from potstill.serving.errors import RequestRefused
+from potstill.serving.http import Http
+from potstill.serving.steps import Step
+
+if TYPE_CHECKING:
+    from potstill.serving.server import Server
 
 
 class StrictBody(BaseModel):
@@ -86,34 +90,31 @@ class ChatRequest(StrictBody):
     prompt_cache_key: str | None = None
 
 
-async def validate_input(call: Call, max_body_bytes: int) -> None:
-    """Fill `call.body`; raises RequestRefused 413 or 400 naming the first field that is wrong."""
-    call.body = await read_json(call.http, max_body_bytes)
-    checked(ChatRequest, call.body)
-    if call.body.get("stream_options") is not None and not call.stream:
-        raise RequestRefused(400, "stream_options: only allowed with stream=true", param="stream_options")
-    for at, message in enumerate(call.body["messages"]):
-        if message["role"] != "assistant" and message.get("content") is None:
-            where = f"messages.{at}.content"
-            raise RequestRefused(400, f"{where}: missing; a {message['role']} message needs text", param=where)
+class ValidateInput(Step):
+    def __init__(self, server: Server) -> None:
+        self._most = server.settings.max_body_bytes
+
+    async def before(self, call: Call) -> None:
+        """Fill `call.body`; raises RequestRefused 413 or 400 naming the first field that is wrong."""
+        call.body = await read_json(call.http, self._most)
+        checked(ChatRequest, call.body)
+        if call.body.get("stream_options") is not None and not call.stream:
+            raise RequestRefused(400, "stream_options: only allowed with stream=true", param="stream_options")
+        for at, message in enumerate(call.body["messages"]):
+            if message["role"] != "assistant" and message.get("content") is None:
+                where = f"messages.{at}.content"
+                raise RequestRefused(400, f"{where}: missing; a {message['role']} message needs text", param=where)
 
 
-async def read_json(http: Request, max_body_bytes: int) -> Json:
+def make(server: Server) -> Step:
+    return ValidateInput(server)
+
+
+async def read_json(http: Http, max_body_bytes: int) -> Json:
     """The request's body as a JSON object, read no further than the limit."""
-    too_large = RequestRefused(413, f"the request is larger than {max_body_bytes:,} bytes", code="request_too_large")
-    announced = http.headers.get("content-length", "0")
-    if announced.isdigit() and int(announced) > max_body_bytes:
-        raise too_large
-    raw = bytearray()
+    raw = await http.read(max_body_bytes)
     try:
-        async for chunk in http.stream():
-            raw += chunk
-            if len(raw) > max_body_bytes:
-                raise too_large
-    except ClientDisconnect as gone:
-        raise RequestRefused(499, "the client went away while sending its request") from gone
-    try:
-        body = orjson.loads(bytes(raw))
+        body = orjson.loads(raw)
     except orjson.JSONDecodeError as fault:
         raise RequestRefused(400, f"the body is not JSON: {fault}") from fault
     if not isinstance(body, dict):

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from potstill.serving.call import Call
+from potstill.serving.steps import Step
 from potstill.tasks import Task
+
+if TYPE_CHECKING:
+    from potstill.serving.server import Server
 
 
 def validate_output(call: Call, task: Task) -> None:
@@ -14,3 +20,12 @@ def validate_output(call: Call, task: Task) -> None:
     choice["message"] = task.message_of(text)
     if choice["message"].get("tool_calls"):
         choice["finish_reason"] = "tool_calls"
+
+
+class ValidateOutput(Step):
+    async def after(self, call: Call) -> None:
+        validate_output(call, call.model.served.task)
+
+
+def make(server: Server) -> Step:
+    return ValidateOutput()

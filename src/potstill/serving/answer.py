@@ -1,0 +1,152 @@
+"""The way of a request: in through the steps, to the engine, out through the steps; whole or as a stream."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Iterable
+from contextlib import aclosing
+
+import orjson
+
+from potstill.records import Json
+from potstill.serving.call import Call
+from potstill.serving.engine_step import as_chunks, ask_stream
+from potstill.serving.errors import RequestRefused
+from potstill.serving.http import Http, while_there
+from potstill.serving.server import Server
+
+DONE = b"data: [DONE]\n\n"
+
+
+async def chat_completions(server: Server, http: Http) -> None:
+    """Answer one request; its end is settled and counted however it came."""
+    call = Call(http, server.plan)
+    server.meter.in_flight.inc()
+    try:
+        with while_there(http):
+            await _way(server, call)
+    except RequestRefused as refused:
+        call.status = refused.status
+        await http.refuse(refused)
+    except BaseException:
+        call.status = 500
+        raise
+    finally:
+        for end in call.plan.end:
+            await end(call)
+        server.meter.in_flight.dec()
+        server.meter.requests.labels("/v1/chat/completions", call.status).inc()
+
+
+async def _way(server: Server, call: Call) -> None:
+    for before in call.plan.before:
+        await before(call)
+        if call.response:
+            break
+    else:
+        if call.stream and not _held_back(call):
+            await _stream(server, call)
+            return
+        await _ask(server, call)
+        await _out(call)
+    if call.stream:
+        await call.http.begin_events()
+        await _send(call, as_chunks(call.response))
+        await _send_rest(call)
+    else:
+        await call.http.respond_json(call.response)
+
+
+def _held_back(call: Call) -> bool:
+    """Whether the client must see nothing before all is known: half a tool call means nothing."""
+    return call.model.served.task.kind == "tool_calls" or call.plan.needs_whole(call)
+
+
+async def _ask(server: Server, call: Call) -> None:
+    """The engine's whole answer, or that of a step that helps where the engine fails."""
+    try:
+        async with aclosing(ask_stream(call, call.model.engine, server.settings.request_timeout_s)) as chunks:
+            async for _ in chunks:
+                pass
+        call.answered_by = "engine"
+    except RequestRefused as refused:
+        await _rescue(call, refused)
+
+
+async def _rescue(call: Call, refused: RequestRefused) -> None:
+    """An answer from elsewhere where a step has one; the refusal otherwise."""
+    for failed in call.plan.failed:
+        await failed(call, refused)
+        if call.response:
+            return
+    raise refused
+
+
+async def _out(call: Call) -> None:
+    """The answer in our name, and out through the steps."""
+    call.response = head(call, "chat.completion") | {
+        "created": call.response.get("created"),
+        "choices": call.response["choices"],
+        "usage": call.response.get("usage") or {},
+    }
+    for after in call.plan.after:
+        await after(call)
+
+
+def head(call: Call, kind: str) -> Json:
+    """What every answer and every chunk begins with."""
+    model = call.model
+    return {"id": call.id, "object": kind, "model": model.name, "system_fingerprint": model.artifact}
+
+
+async def _stream(server: Server, call: Call) -> None:
+    """Chunks as they come. Whatever is refused before the first one still gets a status of its own."""
+    chunks = ask_stream(call, call.model.engine, server.settings.request_timeout_s)
+    async with aclosing(chunks):
+        try:
+            first = await anext(chunks, None)
+        except RequestRefused as refused:
+            await _rescue(call, refused)
+            first = None
+        call.first_s = call.seconds
+        await call.http.begin_events()
+        if first is None:
+            await _out(call)
+            await _send(call, as_chunks(call.response))
+        else:
+            call.answered_by = "engine"
+            await _send(call, [first])
+            await _send_all(call, chunks)
+            await _out(call)
+    await _send_rest(call)
+
+
+async def _send_all(call: Call, chunks: AsyncGenerator[Json, None]) -> None:
+    begin = _begin_of(call)
+    async for chunk in chunks:
+        await call.http.write(_event(begin, chunk))
+
+
+async def _send(call: Call, chunks: Iterable[Json]) -> None:
+    begin = _begin_of(call)
+    for chunk in chunks:
+        await call.http.write(_event(begin, chunk))
+
+
+def _begin_of(call: Call) -> Json:
+    return head(call, "chat.completion.chunk") | ({"usage": None} if call.wants_usage else {})
+
+
+def _event(begin: Json, chunk: Json) -> bytes:
+    return b"data: " + orjson.dumps(begin | {"created": chunk.get("created"), "choices": chunk["choices"]}) + b"\n\n"
+
+
+async def _send_rest(call: Call) -> None:
+    """Usage where it was asked for, and the mark of a whole answer."""
+    if call.wants_usage:
+        whole = call.response
+        last = head(call, "chat.completion.chunk") | {
+            "created": whole["created"], "choices": [], "usage": whole["usage"],
+        }  # fmt: skip
+        await call.http.write(b"data: " + orjson.dumps(last) + b"\n\n")
+    await call.http.write(DONE)
+    await call.http.end()

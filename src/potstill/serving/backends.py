@@ -1,0 +1,83 @@
+"""What can answer behind the server: an engine of our own (`supervise.py`), or an address that speaks OpenAI's API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Literal, Protocol
+
+from potstill.records import Json
+from potstill.serving.upstream import Upstream
+
+Dialect = Literal["llama_cpp", "openai"]
+
+
+class Backend(Protocol):
+    """One place that answers chat completions. `upstream` holds its connections in the running event loop."""
+
+    dialect: Dialect
+    restarts: int
+
+    @property
+    def ready(self) -> bool: ...
+
+    @property
+    def upstream(self) -> Upstream: ...
+
+    def hang_up(self) -> None:
+        """Close the connections; the next request opens new ones."""
+
+    async def watch(self) -> None:
+        """Keep it well until cancelled."""
+
+    def stop(self) -> None:
+        """End it, where it is ours."""
+
+
+class Address:
+    """Somebody else's server at `url` (with its /v1), asked for `model`; never started or stopped by us."""
+
+    dialect: Dialect = "openai"
+    restarts = 0
+    ready = True
+
+    def __init__(self, url: str, model: str, headers: Mapping[str, str] | None = None) -> None:
+        self.url, self.model, self._headers = url.rstrip("/").removesuffix("/v1"), model, dict(headers or {})
+        Upstream(self.url, self._headers).close()  # a wrong address is refused here, not at the first request
+        self._upstream: Upstream | None = None
+
+    @property
+    def upstream(self) -> Upstream:
+        if self._upstream is None:
+            self._upstream = Upstream(self.url, self._headers)
+        return self._upstream
+
+    def hang_up(self) -> None:
+        if self._upstream is not None:
+            self._upstream.close()
+            self._upstream = None
+
+    async def watch(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.hang_up()
+
+    def stop(self) -> None: ...
+
+
+# What only llama.cpp's server understands; another address would refuse it.
+LLAMA_ONLY = ("cache_prompt", "grammar", "json_schema")
+
+
+def body_for(backend: Backend, upstream: Json) -> Json:
+    """The request in the words of the backend: a schema as `response_format`, no grammar, the address's own model."""
+    if backend.dialect == "llama_cpp":
+        return upstream
+    body = {key: value for key, value in upstream.items() if key not in LLAMA_ONLY}
+    if "json_schema" in upstream:
+        schema = {"name": "answer", "schema": upstream["json_schema"], "strict": True}
+        body["response_format"] = {"type": "json_schema", "json_schema": schema}
+    if isinstance(backend, Address):
+        body["model"] = backend.model
+    return body

@@ -1,0 +1,26 @@
+"""The order of a request. A step is one module, and one line here."""
+
+from __future__ import annotations
+
+from potstill.serving import (
+    authenticate,
+    capture,
+    constrain,
+    meter,
+    prompt_step,
+    route,
+    validate_input,
+    validate_output,
+)
+
+ORDER = (
+    authenticate.make,
+    validate_input.make,
+    route.make,
+    prompt_step.make,
+    constrain.make,
+    # here the engine is asked
+    validate_output.make,
+    meter.make,
+    capture.make,
+)
