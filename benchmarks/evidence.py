@@ -196,7 +196,7 @@ STRUCTURES = {
         Structure("rows", 0.2, 0.05, rows_alone),
         Structure("ties", 0.05, 0.02, rows_alone),
         Structure("clustered", 0.2, 0.05, conversations, quick=1_000),
-        Structure("fields", 0.2, 0.05, fields, full=2_000, quick=200),
+        Structure("fields", 0.2, 0.05, fields, full=2_000),
         Structure("judge", 0.2, 0.05, biased, checked=False),
         Structure("judge, ppi", 0.2, 0.05, corrected, quick=1_000, fewest=300),
     )
