@@ -92,8 +92,9 @@ def linear_weights(config: Json) -> frozenset[str]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     values = {key: value for key, value in config.items() if key not in ("model_type", "quantization_config")}
+    untyped: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **values))
+        model = untyped.from_config(AutoConfig.for_model(config["model_type"], **values))
     return frozenset(f"{name}.weight" for name, each in model.named_modules() if isinstance(each, torch.nn.Linear))
 
 
