@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from potstill.gguf_file import Quantisation
+    from potstill.gguf_quantise import Quantisation
 
 FormatName = Literal[
     "gguf-f16", "gguf-q8_0", "gguf-q6_k", "gguf-q5_k_m", "gguf-q4_k_m", "safetensors-bf16", "w4a16", "fp8"

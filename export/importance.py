@@ -1,7 +1,8 @@
 """How much each input column of each matrix matters: its mean squared activation over training rows.
 
 Quantisation then errs where little passes through (llama.cpp's importance matrix, ggml-org/llama.cpp pull request
-4861). Only the training rows are read; the rows on which files are compared are others.
+4861). Only the training rows are read; the rows on which files are compared are others. Not the default: docs/export.md
+has a measurement in which it undid the training.
 """
 
 from __future__ import annotations

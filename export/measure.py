@@ -30,6 +30,7 @@ from potstill.tasks.base import Metric
 
 from .formats import Source
 from .importance import within_tokens
+from .kept import update_kept
 from .verify import VERIFICATION
 
 if TYPE_CHECKING:
@@ -65,12 +66,13 @@ def held_out(tokenizer: Any, rows: Sequence[Example], window: int) -> list[HeldO
 
 
 def measure_files(files: Mapping[str, Path], source: Source, rows: Sequence[Example], out: Path) -> dict[str, Json]:
-    """`speed` and `divergence` of every file."""
+    """`speed`, `update_kept` and `divergence` of every file."""
     texts = held_out(chat.load_tokenizer(source.tokenizer), rows, source.contract.window)
     found: dict[str, Json] = {}
     with _reference(files, source, out) as reference:
         for name, file in track(files.items(), "measuring files", len(files)):
-            found[name] = {"speed": speed(file, texts), "divergence": {"reference": REFERENCE}}
+            kept = update_kept(file, source)
+            found[name] = {"speed": speed(file, texts), "update_kept": kept, "divergence": {"reference": REFERENCE}}
             if file != reference:
                 figures = divergence_figures(compare_files(reference, file, [each.tokens for each in texts]), texts)
                 found[name]["divergence"] |= figures
@@ -163,6 +165,8 @@ def speed(file: Path, texts: Sequence[HeldOut], repeats: int = REPEATS) -> Json:
 def _in_words(entry: Json) -> str:
     speeds, answer = entry["speed"], entry["divergence"].get("answer")
     words = f"{speeds['prompt_tokens_per_s']:.0f} tokens/s read, {speeds['decode_tokens_per_s']:.0f} written"
+    if entry["update_kept"] is not None:
+        words += f", {entry['update_kept']:.0%} of what training changed is kept"
     if answer is None:
         return f"{words}; the 16-bit file that others are compared with"
     return (

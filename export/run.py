@@ -39,14 +39,15 @@ class Settings(Section):
     its interval, so that few rows cannot trip it by chance. Left out, it is 0.05, and 0.5 for free text, where one
     rounded token changes all that follow.
 
-    `importance_rows` training rows weigh the columns of the formats that lose less by it (gguf-q5_k_m, gguf-q4_k_m);
-    0 leaves them unweighed.
+    `importance_rows` training rows weigh the columns of gguf-q6_k, gguf-q5_k_m and gguf-q4_k_m; 0 leaves them
+    unweighed. It is off by default: measured, it did not help, and on a base that was quantised before it can undo the
+    training (docs/export.md).
     """
 
     formats: Annotated[tuple[FormatName, ...], Field(min_length=1)] = ("gguf-q8_0",)
     verify_rows: Annotated[int, Field(ge=1)] = 64
     max_mismatch_share: Annotated[float | None, Field(ge=0, le=1)] = None
-    importance_rows: Annotated[int, Field(ge=0)] = 128
+    importance_rows: Annotated[int, Field(ge=0)] = 0
 
 
 def inputs(settings: Settings, shared: Shared) -> list[Input]:

@@ -20,8 +20,8 @@ from potstill.stage import Upstream
 from .formats import FORMATS, Source
 from .merge import FolderWeights, student_weights
 
-# Quantisations that lose less when columns are weighed by what passes through them (docs/export.md has the figures).
-WEIGHED: tuple[Quantisation, ...] = ("q5_k_m", "q4_k_m")
+# Quantisations whose kernels weigh columns, when asked to; docs/export.md says why it is not the default.
+WEIGHED: tuple[Quantisation, ...] = ("q6_k", "q5_k_m", "q4_k_m")
 
 
 def source_of(base: models.Base, upstream: Upstream, contract: Contract, name: str, importance_rows: int = 0) -> Source:

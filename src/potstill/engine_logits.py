@@ -101,11 +101,14 @@ class _Params(ctypes.Structure):
     _fields_ = [("words", ctypes.c_uint64 * 64)]
 
 
-@ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
 def _keep_errors(level: int, text: bytes, _: Any) -> None:
     """Errors alone to standard error: by itself the library writes some hundred lines a model."""
     if level == LOG_ERROR:
         print(text.decode(errors="replace"), end="", file=sys.stderr)
+
+
+_LogCallback = ctypes.CFUNCTYPE(None, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)
+_LOG = _LogCallback(_keep_errors)  # held here: the library calls it as long as the process lives
 
 
 def _library() -> Any:
@@ -118,7 +121,7 @@ def _library() -> Any:
     library = ctypes.CDLL(str(found[0]))
     pointer = ctypes.c_void_p
     for name, result, takes in (
-        ("llama_log_set", None, [type(_keep_errors), pointer]),
+        ("llama_log_set", None, [_LogCallback, pointer]),
         ("llama_backend_init", None, []),
         ("llama_model_default_params", _Params, []),
         ("llama_context_default_params", _Params, []),
@@ -135,7 +138,7 @@ def _library() -> Any:
     ):
         function = getattr(library, name)
         function.restype, function.argtypes = result, takes
-    library.llama_log_set(_keep_errors, None)
+    library.llama_log_set(_LOG, None)
     library.llama_backend_init()
     return library
 

@@ -242,7 +242,7 @@ def test_coarse_files_are_weighed_by_training_rows_and_measured_against_16_bits(
     ]  # fmt: skip
     coarse, fine = facts["formats"]["gguf-q4_k_m"], facts["formats"]["gguf-q6_k"]
     assert coarse["fallbacks"]["blk.1.attn_q.weight"] == {"wanted": "Q4_K", "written": "Q5_0", "row": 64}
-    assert (coarse["importance_rows"], fine["importance_rows"], fine["weighted"]) == (8, 0, 0)
+    assert (coarse["importance_rows"], fine["weighted"]) == (8, 0)  # Q6_K's second choice is Q8_0, which takes none
     assert coarse["weighted"] == coarse["tensors"]["Q5_0"] > 0
     said = capsys.readouterr().err
     assert "attn_q.weight (2) is Q5_0 instead of Q4_K: a row of 64 does not divide into its blocks" in said
@@ -268,6 +268,18 @@ def test_importance_is_the_mean_square_of_what_each_matrix_is_given(setting: Set
     wanted = (scaled * weights["model.layers.0.input_layernorm.weight"].float()).square().mean(0).numpy()
     assert found["model.layers.0.self_attn.q_proj.weight"] == pytest.approx(wanted, rel=0.02)
     assert (found["model.embed_tokens.weight"] == found["lm_head.weight"]).all()
+
+
+def test_what_is_kept_of_training_is_all_in_16_bits_and_nothing_in_the_bases_own_file(
+    setting: Setting, tmp_path: Path
+) -> None:
+    from export.kept import update_kept
+    from export.write import source_of, write_gguf_file
+
+    source = source_of(setting.base, setting.upstream, setting.contract, "tiny")
+    write_gguf_file(source, tmp_path / "f16.gguf", "f16")
+    assert update_kept(tmp_path / "f16.gguf", source) == pytest.approx(1.0, abs=0.01)
+    assert update_kept(gguf_of(setting.base, tmp_path / "base.gguf"), source) == pytest.approx(0.0, abs=0.01)
 
 
 def test_every_format_has_an_entry() -> None:
