@@ -105,7 +105,7 @@ def test_4_bit_weights_are_read_back_as_written_and_the_rest_is_untouched(export
     assert (scheme["weights"]["num_bits"], scheme["weights"]["group_size"]) == (4, 64)
     held, entry = FolderWeights(place), exported.facts["formats"]["w4a16"]
     assert entry["group"] == 64
-    assert entry["importance_rows"] == len(QUESTIONS)
+    assert entry["rounding_rows"] == len(QUESTIONS)
     loaded = load_float(place).eval()
     logits(loaded, [3, 4, 5])  # weights are unpacked at the first answer
     for name, weight in merged.items():
