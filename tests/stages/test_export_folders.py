@@ -198,6 +198,7 @@ def test_shards_are_named_indexed_and_load(exported: Exported, tmp_path: Path, m
 def test_an_output_matrix_of_its_own_stays_16_bit_and_is_listed(tmp_path: Path) -> None:
     base = tiny_base(tmp_path / "base", tie_word_embeddings=False)
     setting = Setting(base, tmp_path)
+    write_examples(tmp_path / "dataset" / "train.parquet", setting.rows)
     source = write.source_of(base, setting.upstream, setting.contract, "tiny")
     for name, written in {"w4a16": folder_quantise.write_w4a16, "fp8": folder_quantise.write_fp8}.items():
         facts = written(source, tmp_path / name)
