@@ -42,6 +42,7 @@ class Plan:
         return sorted(name.removesuffix(".weight") for name in self.left if self.left[name] != NO_MATRIX)
 
 
+ROUNDING_ROWS = 128  # training rows that are run through the student before it is rounded
 NO_MATRIX = "not a linear layer's matrix"
 OUTPUT = "the output matrix: its errors are said at once"
 
@@ -49,7 +50,8 @@ OUTPUT = "the output matrix: its errors are said at once"
 def write_w4a16(source: Source, out: Path) -> Json:
     """4-bit weights; raises PotstillError when no linear layer's rows can be parted into groups."""
     plan = plan_groups(source.weights, linear_weights(source.config), GROUPS)
-    moments = second_moments(source, source.importance_rows)
+    most = max(ROUNDING_ROWS, source.importance_rows)
+    moments = second_moments(source, most)
     importance = {name: each.diagonal() for name, each in moments.items()}
     scheme = _scheme("W4A16", plan.group)
 
@@ -64,8 +66,8 @@ def write_w4a16(source: Source, out: Path) -> Json:
 
     config = quantization_config("pack-quantized", scheme, plan)
     written = write_folder(source, out, encode, config)
-    rows = min(source.importance_rows, len(source.rows)) if moments else 0
-    return {"quantisation": "w4a16", "group": plan.group, "importance_rows": rows, **_said(plan), **written}
+    rows = min(most, len(source.rows)) if moments else 0
+    return {"quantisation": "w4a16", "group": plan.group, "rounding_rows": rows, **_said(plan), **written}
 
 
 def write_fp8(source: Source, out: Path) -> Json:
@@ -92,8 +94,9 @@ def linear_weights(config: Json) -> frozenset[str]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     values = {key: value for key, value in config.items() if key not in ("model_type", "quantization_config")}
+    untyped: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        model: Any = AutoModelForCausalLM.from_config(AutoConfig.for_model(config["model_type"], **values))
+        model = untyped.from_config(AutoConfig.for_model(config["model_type"], **values))
     return frozenset(f"{name}.weight" for name, each in model.named_modules() if isinstance(each, torch.nn.Linear))
 
 

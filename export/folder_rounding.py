@@ -30,9 +30,9 @@ def group_scales(weight: torch.Tensor, group: int, importance: torch.Tensor | No
     """
     import torch
 
-    grouped = weight.float().unflatten(1, (-1, group))
+    grouped = weight.float().reshape(weight.shape[0], -1, group)
     weighed = torch.ones(weight.shape[1]) if importance is None else importance.float()
-    weighed = weighed.unflatten(0, (-1, group))
+    weighed = weighed.reshape(-1, group)
     largest = grouped.abs().amax(dim=2, keepdim=True) / INT4_MOST
     best = stored(largest)
     least = torch.full_like(largest, torch.inf)
@@ -85,8 +85,9 @@ def _inverse_factor(moment: torch.Tensor) -> torch.Tensor:
     damped = moment.double() + torch.eye(len(moment), dtype=torch.float64) * DAMPING * moment.diagonal().mean()
     try:
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-        return torch.linalg.cholesky(inverse, upper=True).float()
-    except torch.linalg.LinAlgError as fault:
+        factor: torch.Tensor = torch.linalg.cholesky(inverse, upper=True).float()
+    except RuntimeError as fault:
         raise PotstillError(
             f"export: the inputs of a layer are not finite numbers ({fault}); the student is broken, train again"
         ) from fault
+    return factor

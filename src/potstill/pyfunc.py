@@ -127,7 +127,8 @@ class LocalStudent:
                 return
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
-        return self._submit(work).result()
+        found: T = self._submit(work).result()
+        return found
 
     def _submit(self, work: Coroutine[Any, Any, T]) -> Any:
         if os.getpid() != self._process or not self._end.alive:

@@ -68,14 +68,15 @@ def _signature() -> Any:
     """What comes back. The input has no schema: MLflow would spoil lists of conversations by making a table of them."""
     from mlflow.models import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
-    from mlflow.types.schema import AnyType, Map
+    from mlflow.types import schema as untyped
 
+    kinds: Any = untyped
     text, number = DataType.string, DataType.long
     return ModelSignature(
         outputs=Schema(
             [
                 ColSpec(text, "text", required=False),
-                ColSpec(Map(AnyType()), "message", required=False),
+                ColSpec(kinds.Map(kinds.AnyType()), "message", required=False),
                 ColSpec(DataType.boolean, "valid"),
                 ColSpec(text, "reason", required=False),
                 ColSpec(text, "finish_reason", required=False),
@@ -101,14 +102,15 @@ def requirements() -> list[str]:
 @contextmanager
 def _uv_files_left_alone() -> Iterator[None]:
     """MLflow copies uv.lock and pyproject.toml of whatever directory the command stands in, unless told not to."""
-    from mlflow.environment_variables import MLFLOW_UV_AUTO_DETECT
+    from mlflow.environment_variables import MLFLOW_UV_AUTO_DETECT as untyped
 
-    before = MLFLOW_UV_AUTO_DETECT.get_raw()
-    MLFLOW_UV_AUTO_DETECT.set(False)
+    switch: Any = untyped
+    before = switch.get_raw()
+    switch.set(False)
     try:
         yield
     finally:
         if before is None:
-            MLFLOW_UV_AUTO_DETECT.unset()
+            switch.unset()
         else:
-            MLFLOW_UV_AUTO_DETECT.set(before)
+            switch.set(before)

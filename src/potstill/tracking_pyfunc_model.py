@@ -13,12 +13,12 @@ def tell_mlflow() -> None:
     import warnings
 
     from mlflow.models import set_model
-    from mlflow.pyfunc import PythonModel
+    from mlflow.pyfunc.model import PythonModel
 
     with warnings.catch_warnings():  # puts showwarning back too; MLflow sets filters of its own in there
         warnings.showwarning = lambda *_, **__: None  # that type hints are missing: see predict
 
-        class Student(PythonModel):  # type: ignore[misc]  # MLflow is untyped
+        class Student(PythonModel):
             """The folder is `context.artifacts["artifact"]`; `context.model_config` holds what CONFIG names."""
 
             def load_context(self, context: Any) -> None:

@@ -105,7 +105,7 @@ def test_4_bit_weights_are_read_back_as_written_and_the_rest_is_untouched(export
     assert (scheme["weights"]["num_bits"], scheme["weights"]["group_size"]) == (4, 64)
     held, entry = FolderWeights(place), exported.facts["formats"]["w4a16"]
     assert entry["group"] == 64
-    assert entry["importance_rows"] == len(QUESTIONS)
+    assert entry["rounding_rows"] == len(QUESTIONS)
     loaded = load_float(place).eval()
     logits(loaded, [3, 4, 5])  # weights are unpacked at the first answer
     for name, weight in merged.items():
@@ -198,6 +198,7 @@ def test_shards_are_named_indexed_and_load(exported: Exported, tmp_path: Path, m
 def test_an_output_matrix_of_its_own_stays_16_bit_and_is_listed(tmp_path: Path) -> None:
     base = tiny_base(tmp_path / "base", tie_word_embeddings=False)
     setting = Setting(base, tmp_path)
+    write_examples(tmp_path / "dataset" / "train.parquet", setting.rows)
     source = write.source_of(base, setting.upstream, setting.contract, "tiny")
     for name, written in {"w4a16": folder_quantise.write_w4a16, "fp8": folder_quantise.write_fp8}.items():
         facts = written(source, tmp_path / name)
