@@ -12,22 +12,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import Field
 
 from potstill import cli, signing
 from potstill.errors import DamagedInput, ManifestMismatch, RecipeError, Untrusted
 from potstill.manifest import MANIFEST, read_manifest, write_manifest
-from potstill.pipeline import run_pipeline
-from potstill.recipe import Recipe, Section, load_recipe
 from potstill.serving.start import load_artifact
 from potstill.signature import SIGNATURE, read_signature
-from potstill.signing import SignSettings, TrustSettings, check_signature, make_keys, sign_folder
+from potstill.signing import TrustSettings, check_signature, make_keys, sign_folder
 
 from .signed_folders import FILES, TAMPERINGS, Signed, signed, write_artifact
 
@@ -302,102 +298,3 @@ def test_keygen_tells_where_the_keys_are(tmp_path: Path, capsys: pytest.CaptureF
     assert cli.main(["keygen", "--out", str(tmp_path / "keys")]) == 2
     assert cli.main(["keygen", "--out", str(tmp_path / "keys"), "--name", "../elsewhere"]) == 4
     assert not (tmp_path / "elsewhere.key").exists()
-
-
-# In the pipeline
-
-
-class Export(Section):
-    sign: Annotated[SignSettings | None, Field(exclude=True)] = None
-
-
-class Evaluate(Section):
-    margin: float = 0.02
-
-
-def stages(calls: list[str]) -> dict[str, Any]:
-    def export(settings: Any, shared: Any, upstream: Any, out: Path) -> Any:
-        calls.append("export")
-        for name, data in FILES.items():
-            (out / name).write_bytes(data)
-        return {"formats": {"gguf-q8_0": {"file": "model-q8_0.gguf"}}}
-
-    def evaluate(settings: Any, shared: Any, upstream: Any, out: Path) -> Any:
-        calls.append("evaluate")
-        (out / "report.json").write_text("{}")
-        return {"gate": {"passed": True, "reasons": []}}
-
-    def nothing(settings: Any, shared: Any) -> list[Any]:
-        return []
-
-    return {
-        "export": SimpleNamespace(NOUN="artifact", NEEDS=(), Settings=Export, inputs=nothing, main=export),
-        "evaluate": SimpleNamespace(
-            NOUN="report", NEEDS=("artifact",), Settings=Evaluate, inputs=nothing, main=evaluate
-        ),
-    }
-
-
-def recipe_in(folder: Path, modules: dict[str, Any], *overrides: str) -> Recipe:
-    path = folder / "recipe.yaml"
-    path.write_text("name: tiny\ntask: {kind: generation}\nbase_model: some/base\nwork_dir: work\n")
-    return load_recipe(path, overrides, {name: module.Settings for name, module in modules.items()})
-
-
-def run(folder: Path, *overrides: str) -> tuple[list[str], Path]:
-    calls: list[str] = []
-    modules = stages(calls)
-    outcome = run_pipeline(recipe_in(folder, modules, *overrides), modules, "evaluate", track=False)
-    return calls, Path(outcome["artifact"]["path"])
-
-
-def test_the_pipeline_signs_what_it_made_and_refuses_it_when_tampered_with(tmp_path: Path) -> None:
-    keys, others = make_keys(tmp_path / "keys"), make_keys(tmp_path / "others")
-    key = f"export.sign.key={keys.private}"
-    assert run(tmp_path)[0] == ["export", "evaluate"]
-    calls, artifact = run(tmp_path, key)
-    assert calls == ["export"], "an unsigned artifact is made again, and being the same it is not judged again"
-    assert check_signature(artifact, keys.public) == keys.fingerprint
-    assert run(tmp_path, key)[0] == []
-    with pytest.raises(Untrusted, match="signed by key"):
-        run(tmp_path, f"export.sign.key={others.private}")
-    whole = json.loads((artifact / MANIFEST).read_text())
-    whole["facts"]["wall_s"] = 0
-    (artifact / MANIFEST).write_text(json.dumps(whole))
-    with pytest.raises(DamagedInput, match=r"signs another manifest\.json"):
-        run(tmp_path, key, "evaluate.margin=0.03")
-    (artifact / SIGNATURE).unlink()
-    assert run(tmp_path, key)[0] == ["export"]
-
-
-@pytest.mark.parametrize("how", TAMPERINGS)
-def test_no_later_stage_reads_a_tampered_artifact(how: str, tmp_path: Path, made: Signed) -> None:
-    """It is refused, or made anew where manifest or signature are gone: what was put there is never judged."""
-    key = f"export.sign.key={made.keys.private}"
-    _, artifact = run(tmp_path, key)
-    TAMPERINGS[how](artifact, made)
-    try:
-        calls, again = run(tmp_path, key, "evaluate.margin=0.03")
-    except (Untrusted, ManifestMismatch):
-        return
-    assert calls[0] == "export", "only what was made again is read"
-    assert {name: (again / name).read_bytes() for name in FILES} == FILES
-    assert check_signature(again, made.keys.public) == made.keys.fingerprint
-
-
-def test_a_stage_killed_between_manifest_and_signature_is_done_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    keys = make_keys(tmp_path / "keys")
-    from potstill import pipeline
-
-    def killed(settings: object, folder: Path) -> None:
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patched:
-        patched.setattr(pipeline, "seal", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path, f"export.sign.key={keys.private}")
-    calls, artifact = run(tmp_path, f"export.sign.key={keys.private}")
-    assert calls == ["export", "evaluate"]
-    assert check_signature(artifact, keys.public) == keys.fingerprint
