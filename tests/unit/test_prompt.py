@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from starlette.requests import Request
 
 from potstill.chat import plain
 from potstill.prompt import Drop, PromptRule, Strip, find_rule, joined, parts_of
 from potstill.records import Message
 from potstill.serving.call import Call
+from potstill.serving.http import Http
 from potstill.serving.prompt_step import strip_instructions
+from potstill.serving.steps import Plan
 
 STANDING = "You sort a bank's mail. Answer with one of: card, cash, other."
 NEWER = "You sort a bank's mail. Answer with exactly one of: card, cash, loan, other."
@@ -156,7 +157,7 @@ def test_rule_that_travelled_as_json_does_the_same(rule: PromptRule, prompt: lis
 @given(st.sampled_from(RULES), prompts)
 def test_serving_shows_the_model_what_distilling_showed_it(rule: PromptRule, prompt: list[Message]) -> None:
     """What training renders (the distilled prompt as templates read it) is what the server sends to the engine."""
-    call = Call(Request({"type": "http"}), body={"messages": prompt})
+    call = Call(Http({}, None, None), Plan.of([]), body={"messages": prompt})
     strip_instructions(call, rule)
     assert plain(call.upstream["messages"]) == plain(rule.apply(prompt))
     assert call.unknown_instructions == (bool(rule.drops) and not rule.recognises(prompt))
