@@ -6,13 +6,14 @@ import sys
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from distillation import filters
-from distillation.filters import Filters, answer_reasons, filter_reasons, selection_reasons
+from distillation.filters import Filters, answer_reasons, selection_reasons
 from potstill.errors import RecipeError
 
 REFUSALS = [
@@ -98,6 +99,11 @@ def test_cut_off_and_empty_answers_are_left_out_by_default_and_refusals_are_not(
         None,
     ]
     assert answer_reasons(batch, Filters(truncated=False, empty=False)).null_count == 3
+
+
+def filter_reasons(batch: Any, settings: Filters) -> pa.Array:
+    """The first reason of either kind, selection first, as distillation applies them."""
+    return pc.coalesce(selection_reasons(batch, settings), answer_reasons(batch, settings))
 
 
 def test_the_first_reason_in_the_fixed_order_wins() -> None:

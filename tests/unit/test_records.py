@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from potstill.errors import DamagedLine
-from potstill.records import Example, Exchange, Feedback, Json, canonical_json, sha_id
+from potstill.records import Exchange, Feedback, Json, canonical_json, sha_id
 
 texts = st.text(max_size=12)
 times = st.none() | st.just("2026-01-05T08:00:00Z")
@@ -138,15 +138,6 @@ def test_records_cannot_be_changed() -> None:
         exchange.id = "b"  # type: ignore[misc]
     with pytest.raises(FrozenInstanceError):
         Feedback("thumbs", "", True).value = False  # type: ignore[misc]
-
-
-def test_rejected_row_shows_what_a_person_needs() -> None:
-    messages = [{"role": "user", "content": "hello"}]
-    assert Example("a", "c", messages, messages, "b", None, "raw").as_row() == {
-        "messages": messages,
-        "answer": "b",
-        "teacher": "raw",
-    }
 
 
 @given(st.dictionaries(texts, json_values, max_size=5))
