@@ -77,6 +77,7 @@ def batch(rows: list[Json], **changes: Any) -> list[Json]:
 
 
 @given(planted, around, around, st.sampled_from(["text", "json", "json in json", "escaped", "cut short"]))
+@example(("IBAN", "gb82west12345698765432"), "，", "", "json in json")
 def test_every_kind_is_found_in_a_batch_wherever_it_stands(
     case: tuple[str, str], before: str, after: str, form: str
 ) -> None:
@@ -103,6 +104,8 @@ pieces = st.sampled_from("0123456789") | st.sampled_from(
 @settings(max_examples=400)
 @given(st.lists(pieces, max_size=30).map("".join), st.booleans())
 @example("call 12:2125551234", False)
+@example("+49 30 901820-", False)
+@example("+49 30 901820_", False)
 def test_the_quick_look_over_a_batch_misses_nothing_that_the_rules_find(text: str, as_json: bool) -> None:
     row = exchange("x", json.dumps({"value": text}) if as_json else text)
     assert batch([row]) == [Redactor().exchange(row)]

@@ -15,20 +15,27 @@ from potstill.redaction.walk import SAID, Leaf, leaves
 
 # What may stand to the left of a number in JSON text. A number of the JSON itself (`"created":1767600000`) is none.
 # What follows a word and a dash may be a date or a version (`gpt-4o-mini-2024-07-18`) unless it is longer.
-_LEFT = r'(?:^|[^\w.:-]|[^\w]-|[^"0-9][:.]|\\":|\\[nrtbf]|\\u[0-9a-fA-F]{4})'
+_LEFT = r'(?:^[:.-]?|[^\w.:-]|[^\w]-|[^"0-9][:.]|[:,\[] ?"[:.]|\\"[:.]|\\[nrtbf]|\\u[0-9a-fA-F]{4})'
 _SEPARATOR = r"[ \-()./\x{a0}\x{2010}-\x{2015}]"
 _MORE = rf"(?:{_SEPARATOR}{{0,3}}[0-9])"
 # To the right: no letter, as in 2026-01-05T08:00, and no further group of a UUID.
-_RIGHT = r"(?:$|[^\w-]|-(?:[^\w]|[G-Zg-z]|(?i:fax|cell|ext))|x[0-9]| ?(?i:ext))"
+_HEX = "[0-9A-Fa-f]"
+_RIGHT = (
+    rf"(?:$|[^0-9A-Za-z-]|-(?:$|[^0-9A-Za-z]|[G-Zg-z]|(?i:fax|cell|ext)|[A-Fa-f](?:{_HEX}{{0,2}}|{_HEX}{{4,10}})(?:$|[^0-9A-Fa-f]))"
+    r"|[xX]| ?(?i:ext))"
+)
 # Everything that a rule can find contains one of these, in the JSON of an exchange. RE2 reads them in one pass. Counts
 # are kept low: each one that a random key walks through makes states, and RE2 begins anew when it has too many.
 _SIGNS: tuple[str, ...] = (
     r"[^\s\"\\(<,;:](?:@|%40)[^\s\"\\@]",
     rf"(?:{_LEFT}[0-9]|\w-[0-9]{_MORE}{_MORE}){_MORE}{{6}}{_MORE}*{_RIGHT}",
+    r"[0-9]{3}-[0-9]{2}-[0-9]{4}|[0-9]{3}\.[0-9]{3}\.[0-9]{3}-[0-9]{2}",
+    r"[0-9]:[0-9]{12}",
     r'(?:^|[":\[,{ ])[2-9][0-9]{14,15}(?:[,}\] ]|$)',
     r"[0-9]\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]",
     r"[0-9A-Fa-f]{1,4}:[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:|::[0-9A-Fa-f]|[0-9A-Fa-f]::",
-    r"(?:^|[^\w-]|\\[nrtbf])[A-Za-z]{2}[0-9]{2}(?: ?[A-Za-z0-9]){5}",
+    r"(?:^|[^\w-]|\\[nrtbf]|\\u[0-9a-fA-F]{4})[A-Za-z]{2}[0-9]{2}(?: ?[A-Za-z0-9]){5}",
+    r"-[A-Za-z]{2}[0-9]{2}(?: ?[A-Za-z0-9]){11}",  # longer than the last group of a UUID
     r"[A-Z]{6}[0-9]{2}[A-Z][0-9]{2}[A-Z][0-9]{3}[A-Z]|[A-Z]{4}[0-9]{6}[HM][A-Z]{5}",
     r"[0-9]{17}X|[0-9]{5}2[AB][0-9]{8}",
     rf"(?i:{URL_SECRET})",

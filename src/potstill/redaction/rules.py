@@ -98,7 +98,7 @@ _IBAN_LENGTHS = {  # characters, as the SWIFT registry gives them
 }  # fmt: skip
 _IPV4 = re.compile(r"[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}\.[0-9]{1,3}(?![A-Za-z0-9_]|\.[0-9])")
 _IPV6 = re.compile(
-    r"(?<![A-Za-z0-9_:])(?:[0-9A-Fa-f]{0,4}:){2,7}(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f]{1,4})?(?![A-Za-z0-9_:])"
+    r"(?<![A-Za-z0-9_:])(?:[0-9A-Fa-f]{0,4}:){2,7}(?:[0-9]{1,3}(?:\.[0-9]{1,3}){3}|[0-9A-Fa-f]{1,4})?(?![A-Za-z0-9_]|:[0-9A-Fa-f:])"
 )
 _IPV6_SIGN = re.compile(r":[0-9A-Fa-f]{0,4}:")
 _SSN = re.compile(r"[0-9]{3}-[0-9]{2}-[0-9]{4}(?![A-Za-z0-9_-])")
@@ -305,10 +305,21 @@ def _is_apart(text: str, start: int) -> bool:
 
 @lru_cache
 def _stdnum(name: str) -> Callable[[str], bool]:
-    """The check of a number by its module in python-stdnum."""
+    """The check of a number by its module in python-stdnum.
+
+    Some of its modules fail on a place or a registry that they have no entry for, after the figures have checked:
+    that counts as a number of this kind.
+    """
     from importlib import import_module
 
-    check: Callable[[str], bool] = import_module(f"stdnum.{name}").is_valid
+    valid: Callable[[str], bool] = import_module(f"stdnum.{name}").is_valid
+
+    def check(number: str) -> bool:
+        try:
+            return valid(number)
+        except LookupError:
+            return True
+
     return check
 
 
