@@ -77,6 +77,7 @@ def batch(rows: list[Json], **changes: Any) -> list[Json]:
 
 
 @given(planted, around, around, st.sampled_from(["text", "json", "json in json", "escaped", "cut short"]))
+@example(("IP", "2001:db8:85a3::8a2e:370:7334"), "", ": ", "text")
 @example(("IBAN", "gb82west12345698765432"), "，", "", "json in json")
 def test_every_kind_is_found_in_a_batch_wherever_it_stands(
     case: tuple[str, str], before: str, after: str, form: str
@@ -181,7 +182,11 @@ def test_a_standing_text_that_holds_personal_data_stays_one_text() -> None:
     assert {other for _, other in said} == set(PLACEHOLDER.findall(text)), "in one exchange a value has one name"
 
 
-@given(st.text(), planted, st.text(), st.booleans())
+# Figures or a plus beside a number make another number of it, or none.
+beside = st.text(st.characters(exclude_categories=("Nd", "Nl", "No", "Cs"), exclude_characters="+("))
+
+
+@given(beside, planted, beside, st.booleans())
 def test_arguments_of_tools_stay_json_and_keep_all_else(
     before: str, case: tuple[str, str], after: str, wide: bool
 ) -> None:

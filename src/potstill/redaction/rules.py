@@ -270,8 +270,11 @@ def _ips(text: str) -> Iterator[Span]:
                 yield found.span()
     if text.count(":") >= 2 and _IPV6_SIGN.search(text):
         for found in _IPV6.finditer(text):
-            if sum(each in "0123456789abcdefABCDEF" for each in found.group()) >= 4 and _is_ip(found.group()):
-                yield found.span()
+            address = found.group()
+            if address.endswith(":") and not address.endswith("::"):
+                address = address[:-1]  # the colon of a sentence
+            if sum(each in "0123456789abcdefABCDEF" for each in address) >= 4 and _is_ip(address):
+                yield found.start(), found.start() + len(address)
 
 
 def _is_ip(text: str) -> bool:
