@@ -236,7 +236,7 @@ def distilled(area: Area, lines: list[Json], labels: list[str]) -> list[str]:
     found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
     assert found <= {
         "train.parquet", "validation.parquet", "sealed/test.parquet", "rejections.parquet", "card.md",
-        "preferences.parquet", "opinions.parquet", "audit.parquet",
+        "preferences.parquet", "opinions.parquet", "audit.parquet", "members.parquet",
     }  # fmt: skip
     return sorted(found)
 
