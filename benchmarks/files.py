@@ -6,7 +6,7 @@ Out: a line a file (accuracy with interval, difference from teacher and adapter,
 Run: python -m benchmarks.files --dataset DIR --adapter DIR --gold FILE --worse DIR [--formats ...] [--json] [--keep]
 
 Export and evaluation are the stages themselves, in a folder of their own under work/bench/files; answers are kept
-there, so that an interrupted run goes on. `--quick` judges 600 rows.
+there, so that an interrupted run goes on. The worse file is judged on 600 rows, with `--quick` every file is.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from .record import WORK, Record, arguments
 
 FORMATS = ("gguf-q8_0", "gguf-q4_k_m")
 FEW = 60
+ENOUGH = 600  # rows that show a clearly worse student; --quick judges every file on them
 
 
 def main() -> int:
@@ -39,14 +40,14 @@ def main() -> int:
     parser.add_argument("--formats", nargs="+", default=FORMATS)
     args = parser.parse_args()
     record = Record("files", quick=args.quick, packages=("xllamacpp", "libgguf", "torch"))
-    place, rows = WORK / "files", 600 if args.quick else None
+    place, rows = WORK / "files", ENOUGH if args.quick else None
     artifact = exported(args, args.adapter, place / f"artifact-{args.adapter.name}")
     gate: dict[str, Any] = {"choose": "smallest"}
     report = judged(args, artifact, place / "report-files", ["teacher", "adapter", "artifacts"], gate, rows)
     table(record, artifact, report)
     record.note(f"chosen: {report['gate']['candidate']}; {report['headline']['title']}")
     record.check("a file was chosen and its gate passed", float(report["gate"]["passed"]), at_least=1)
-    worse(record, args, place, rows, report["gate"]["candidate"])
+    worse(record, args, place, report["gate"]["candidate"])
     few(record, args, artifact, place)
     swapped(record, args, artifact, place)
     return record.finish(as_json=args.json, keep=args.keep)
@@ -109,10 +110,10 @@ def table(record: Record, artifact: Path, report: dict[str, Any]) -> None:
         record.figure(f"{name}: accuracy", quality["value"])
 
 
-def worse(record: Record, args: argparse.Namespace, place: Path, rows: int | None, chosen: str) -> None:
+def worse(record: Record, args: argparse.Namespace, place: Path, chosen: str) -> None:
     """The same gate on the file of a worse student."""
     artifact = exported(args, args.worse, place / f"artifact-{args.worse.name}")
-    report = judged(args, artifact, place / "report-worse", ["teacher", chosen], {"candidate": chosen}, rows)
+    report = judged(args, artifact, place / "report-worse", ["teacher", chosen], {"candidate": chosen}, ENOUGH)
     record.note(f"a worse student's file: {report['headline']['title']} {'; '.join(report['gate']['reasons'])}")
     record.check("a worse student's file is refused", float(not report["gate"]["passed"]), at_least=1)
 
