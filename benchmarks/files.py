@@ -104,10 +104,24 @@ def table(record: Record, artifact: Path, report: dict[str, Any]) -> None:
                 span = f"{100 * found['low']:+.2f}, {100 * found['high']:+.2f}"
                 words.append(f"{100 * found['difference']:+.2f} [{span}] points from the {other}: {found['verdict']}")
         if kind in formats:
-            words.append(f"{formats[kind]['size_bytes'] / 1e6:.1f} MB")
-            words += [f"{key} {measured[kind][key]}" for key in ("kl", "speed") if key in measured[kind]]
+            words.append(_measured(formats[kind], measured[kind]))
         record.note("; ".join(words))
         record.figure(f"{name}: accuracy", quality["value"])
+
+
+def _measured(file: dict[str, Any], found: dict[str, Any]) -> str:
+    """Size, KL to 16 bits a token (answers, then all text), speed in this run, and what is kept of the training."""
+    parts = [f"{file['size_bytes'] / 1e6:.1f} MB"]
+    for part in ("answer", "text"):
+        each = found["divergence"][part]
+        parts.append(
+            f"KL of {part} tokens {each['kl_mean']:.5f} [{each['kl_mean_low']:.5f}, {each['kl_mean_high']:.5f}], "
+            f"same likeliest token {each['same_top']:.1%}"
+        )
+    speed = found["speed"]
+    parts.append(f"{speed['prompt_tokens_per_s']:.0f} tokens/s read, {speed['decode_tokens_per_s']:.0f} written")
+    parts.append(f"update kept {found['update_kept']:.2f}")
+    return "; ".join(parts)
 
 
 def worse(record: Record, args: argparse.Namespace, place: Path, chosen: str) -> None:
