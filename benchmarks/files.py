@@ -106,7 +106,7 @@ def table(record: Record, artifact: Path, report: dict[str, Any]) -> None:
         if kind in formats:
             words.append(_measured(formats[kind], measured[kind]))
         record.note("; ".join(words))
-        record.figure(f"{name}: accuracy", quality["value"])
+        record.figure(f"{name}: accuracy", quality["value"], "share")
 
 
 def _measured(file: dict[str, Any], found: dict[str, Any]) -> str:
