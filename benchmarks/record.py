@@ -117,7 +117,7 @@ class Record:
 
     def note(self, text: str) -> None:
         """Record what a reader must know of how a figure came about."""
-        self.notes.append(text)
+        self.notes.append(text.replace(f"{ROOT}/", ""))
 
     @property
     def exit_code(self) -> int:
@@ -212,8 +212,14 @@ def commit() -> str | None:
 
 
 def command(name: str) -> str:
-    """The command that repeats this run."""
-    return shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+    """The command that repeats this run, from the root of a checkout; what lies elsewhere goes by its last name."""
+    return shlex.join(["python", "-m", f"benchmarks.{name}", *map(placeless, sys.argv[1:])])
+
+
+def placeless(word: str) -> str:
+    """A word without this machine's folders: a path below the root from there, another absolute one as `.../NAME`."""
+    inside = word.replace(f"{ROOT}/", "")
+    return f".../{Path(inside).name}" if inside.startswith("/") else inside
 
 
 def shown(value: float | None) -> str:

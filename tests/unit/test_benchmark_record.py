@@ -99,3 +99,18 @@ def test_the_shared_record_starts_without_any_installed_package() -> None:
     root = Path(__file__).resolve().parents[2]
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, cwd=root, check=True)
     assert done.stdout.strip() == "False"
+
+
+def test_a_record_names_no_folder_of_the_machine_that_it_was_made_on(
+    folders: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ["demo", "--keep", "--data", "/elsewhere/data/log.jsonl.gz", "--out", f"{folders}/work/x", "--rate=2"]
+    monkeypatch.setattr(sys, "argv", words)
+    record = Record("demo")
+    record.note(f"{folders}/work/x: refused")
+    record.finish(keep=True)
+    written = (folders / "kept" / "demo.json").read_text()
+    assert json.loads(written)["command"] == (
+        "python -m benchmarks.demo --keep --data .../log.jsonl.gz --out work/x --rate=2"
+    )
+    assert json.loads(written)["notes"] == ["work/x: refused"]
