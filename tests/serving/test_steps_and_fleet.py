@@ -107,6 +107,19 @@ def test_the_end_comes_to_every_step_when_one_refuses() -> None:
     assert notes == ["a before", "b before", "c end 429", "b end 429", "a end 429"]
 
 
+def test_an_end_that_fails_keeps_no_other_step_from_its_own() -> None:
+    class Broken(Step):
+        async def end(self, call: Call) -> None:
+            raise OSError("the disk is full")
+
+    notes: list[str] = []
+    server = server_of(Noted("a", notes, answers=True), Broken())
+    assert asyncio.run(asked(server))[0] == 200
+    assert notes == ["a before", "a end 200"]
+    assert server.current.held == 0
+    assert server.meter.in_flight._value.get() == 0
+
+
 def test_steps_are_asked_for_help_when_the_engine_fails() -> None:
     notes: list[str] = []
     status, _ = asyncio.run(asked(server_of(Noted("a", notes))))  # nobody listens at the address

@@ -7,6 +7,7 @@ from contextlib import aclosing
 
 import orjson
 
+from potstill.progress import say
 from potstill.records import Json
 from potstill.serving.call import Call
 from potstill.serving.engine_step import as_chunks, ask, ask_stream
@@ -31,10 +32,18 @@ async def chat_completions(server: Server, http: Http) -> None:
         call.status = 500
         raise
     finally:
-        for end in call.plan.end:
-            await end(call)
+        await _settle(call)
         server.meter.in_flight.dec()
         server.meter.requests.labels("/v1/chat/completions", call.status).inc()
+
+
+async def _settle(call: Call) -> None:
+    """The end of every step; one that fails is said and keeps no other from its own."""
+    for end in call.plan.end:
+        try:
+            await end(call)
+        except Exception as fault:
+            say(f"serve: the end of {getattr(end, '__qualname__', end)} failed: {type(fault).__name__}: {fault}")
 
 
 async def _way(server: Server, call: Call) -> None:
