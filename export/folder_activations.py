@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from potstill import chat, models
-from potstill.progress import track
 from potstill.trained import find_trained, load_trained
 
-from .importance import MOST_TOKENS, spread, tokens_of, within_tokens
+from .importance import MOST_TOKENS, see_inputs, spread, tokens_of, within_tokens
 
 if TYPE_CHECKING:
     import torch
 
     from .formats import Source
 
-BATCH_ROWS = 16
 MOST_BYTES = 8_000_000_000  # of moments held at once: enough for models of about 2B parameters
 
 
@@ -40,26 +37,15 @@ def second_moments(source: Source, rows: int, most_bytes: int = MOST_BYTES) -> d
     return _measured(model, within_tokens(texts, [len(each) for each in texts], MOST_TOKENS))
 
 
-def _measured(model: Any, sequences: Sequence[list[int]]) -> dict[str, torch.Tensor]:
-    import torch
-
+def _measured(model: Any, texts: Sequence[Sequence[int]]) -> dict[str, torch.Tensor]:
     sums: dict[str, torch.Tensor] = {}
-    count = 0
-    real = torch.empty(0, dtype=torch.bool)  # which positions of the batch are not padding
 
-    def look(name: str) -> Callable[[Any, Any], None]:
-        def hook(_: Any, inputs: Any) -> None:
-            seen = inputs[0].float()[real]
-            sums[name] = sums.get(name, 0.0) + (seen.T @ seen).cpu()
+    def add(name: str, seen: torch.Tensor) -> None:
+        sums[name] = sums.get(name, 0.0) + (seen.T @ seen).cpu()
 
-        return hook
-
-    with _watched(model, look), torch.inference_mode():
-        for ids, mask in track(_batches(sequences, model.device), "activations", unit="batches"):
-            real = mask.bool()
-            model.model(input_ids=ids, attention_mask=mask)  # the body: the output matrix is not quantised
-            count += int(mask.sum())
-    return {f"{name}.weight": each / count for name, each in sums.items()}
+    # the body: the output matrix is not quantised
+    tokens = see_inputs(model.model, dict(_linear(model)), texts, add, "activations")
+    return {f"{name}.weight": each / tokens for name, each in sums.items()}
 
 
 def _linear(model: Any) -> list[tuple[str, Any]]:
@@ -67,26 +53,3 @@ def _linear(model: Any) -> list[tuple[str, Any]]:
     import torch
 
     return [(f"model.{name}", each) for name, each in model.model.named_modules() if isinstance(each, torch.nn.Linear)]
-
-
-@contextmanager
-def _watched(model: Any, look: Callable[[str], Callable[[Any, Any], None]]) -> Iterator[None]:
-    handles = [each.register_forward_pre_hook(look(name)) for name, each in _linear(model)]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _batches(sequences: Sequence[list[int]], device: Any) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Token ids and their mask, both (rows, longest), padded on the right; sequences of like length together."""
-    import torch
-
-    ranked = sorted(sequences, key=len)
-    for start in range(0, len(ranked), BATCH_ROWS):
-        batch = ranked[start : start + BATCH_ROWS]
-        width = len(batch[-1])
-        ids = torch.tensor([each + [0] * (width - len(each)) for each in batch], device=device)
-        mask = torch.tensor([[1] * len(each) + [0] * (width - len(each)) for each in batch], device=device)
-        yield ids, mask

@@ -7,7 +7,7 @@ has a measurement in which it undid the training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from potstill import chat, models
@@ -17,6 +17,7 @@ from potstill.trained import find_trained, load_trained
 
 if TYPE_CHECKING:
     import numpy as np
+    import torch
     from numpy.typing import NDArray
 
     from .formats import Source
@@ -64,21 +65,41 @@ def _observed(model: Any, texts: Sequence[Sequence[int]]) -> dict[str, NDArray[n
     import torch
 
     sums: dict[str, Any] = {}
+
+    def add(name: str, seen: torch.Tensor) -> None:
+        sums[name] = sums.get(name, 0.0) + seen.square().sum(0).double()
+
+    linear = {f"{name}.weight": each for name, each in model.named_modules() if isinstance(each, torch.nn.Linear)}
+    tokens = see_inputs(model, linear, texts, add, "importance of columns")
+    found = {name: _floored((total / tokens).float().cpu().numpy()) for name, total in sums.items()}
+    if "lm_head.weight" in found and model.config.tie_word_embeddings:
+        found["model.embed_tokens.weight"] = found["lm_head.weight"]
+    return found
+
+
+def see_inputs(
+    model: Any,
+    linear: Mapping[str, Any],
+    texts: Sequence[Sequence[int]],
+    see: Callable[[str, torch.Tensor], None],
+    what: str,
+) -> int:
+    """Show `see` what comes into each linear layer of `model`, (tokens, columns) in float32; returns the tokens in all.
+
+    `linear` holds the layers by the names that `see` is told; `what` names the progress.
+    """
+    import torch
+
     real = torch.empty(0)  # which positions of the batch hold a token, not padding
 
     def watch(name: str) -> Callable[[Any, tuple[Any, ...]], None]:
-        def add(_: Any, inputs: tuple[Any, ...]) -> None:
-            seen = inputs[0].detach()[real].float()
-            sums[name] = sums.get(name, 0.0) + seen.square().sum(0).double()
+        return lambda _, inputs: see(name, inputs[0].detach()[real].float())
 
-        return add
-
-    linear = {name: module for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
-    hooks = [module.register_forward_pre_hook(watch(f"{name}.weight")) for name, module in linear.items()]
+    hooks = [module.register_forward_pre_hook(watch(name)) for name, module in linear.items()]
     try:
         with torch.inference_mode():
             batches = list(_batches(texts))
-            for batch in track(batches, "importance of columns", len(batches)):
+            for batch in track(batches, what, len(batches)):
                 longest = max(len(text) for text in batch)
                 ids = [[*text, *[0] * (longest - len(text))] for text in batch]
                 mask = [[1] * len(text) + [0] * (longest - len(text)) for text in batch]
@@ -88,11 +109,7 @@ def _observed(model: Any, texts: Sequence[Sequence[int]]) -> dict[str, NDArray[n
     finally:
         for hook in hooks:
             hook.remove()
-    tokens = sum(len(text) for text in texts)
-    found = {name: _floored((total / tokens).float().cpu().numpy()) for name, total in sums.items()}
-    if "lm_head.weight" in found and model.config.tie_word_embeddings:
-        found["model.embed_tokens.weight"] = found["lm_head.weight"]
-    return found
+    return sum(len(text) for text in texts)
 
 
 def _batches(texts: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
