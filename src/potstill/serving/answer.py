@@ -50,6 +50,8 @@ async def _way(server: Server, call: Call) -> None:
     for before in call.plan.before:
         await before(call)
         if call.response:
+            for after in call.plan.after_given:
+                await after(call)
             break
     else:
         if call.stream and not _held_back(call):

@@ -17,12 +17,28 @@ if TYPE_CHECKING:
     from potstill.serving.steps import Plan
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """One question to one model on a call's account, answered or not.
+
+    `by` says what for: student, large, repair, hedge, shadow, sample. `usage` is in OpenAI's form, {} where unknown.
+    """
+
+    by: str
+    model: str
+    usage: Json
+    seconds: float
+    fault: str | None = None
+
+
 @dataclass(slots=True)
 class Call:
     """Each step reads what the steps before it wrote. `body` stays what the client sent; `upstream` is our own.
 
     `deployment` is the version that answers, held until the call ends; `answered_by` says what did: `engine`, a cache,
-    the large model. `marks` is for what a step keeps from one moment to the next, under its own name.
+    the large model. `asked` holds every question that was put to a model for it, each of which costs. `tenant` is whose
+    data this is: nothing of one tenant ever reaches another. `marks` is for what a step keeps from one moment to the
+    next, under its own name.
     """
 
     http: Http
@@ -31,12 +47,14 @@ class Call:
     started: float = field(default_factory=monotonic)
     moment: datetime = field(default_factory=lambda: datetime.now(UTC))
     key: str = ""
+    tenant: str = ""
     body: Json = field(default_factory=dict)
     upstream: Json = field(default_factory=dict)
     deployment: Deployment | None = None
     unknown_instructions: bool = False
     response: Json = field(default_factory=dict)
     answered_by: str = ""
+    asked: list[Asked] = field(default_factory=list)
     first_s: float | None = None
     parsed: Parsed | None = None
     status: int = 200

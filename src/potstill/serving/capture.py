@@ -165,6 +165,7 @@ def exchange_of(call: Call, artifact: str) -> Json:
         "tags": {key: value for key, value in tags.items() if key != "conversation"},
         "artifact": artifact,
         "key": call.key or None,
+        "answered_by": call.answered_by,
         "valid": call.parsed is not None and call.parsed.valid,
     }
     return {
@@ -180,6 +181,8 @@ def exchange_of(call: Call, artifact: str) -> Json:
 
 
 class Capture(Step):
+    every_answer = True
+
     def __init__(self, log: CaptureLog) -> None:
         self._log = log
 

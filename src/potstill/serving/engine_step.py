@@ -7,54 +7,116 @@ nobody waits for any more (measured: 12 s until the slot was free, against 10 ms
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
 from contextlib import aclosing
+from time import monotonic
+from typing import TypeVar
 
 import orjson
 
 from potstill.records import Json, Message
 from potstill.serving.backends import Backend, body_for
-from potstill.serving.call import Call
+from potstill.serving.call import Asked, Call
 from potstill.serving.errors import RequestRefused, engine_unavailable
 from potstill.serving.upstream import Reply, UpstreamFault
 
+T = TypeVar("T")
 _PATH = "/v1/chat/completions"
 
 
 async def ask(call: Call, engine: Backend, timeout_s: float) -> None:
     """Fill `call.response` with the engine's whole answer; raises RequestRefused."""
-    async with aclosing(ask_stream(call, engine, timeout_s)) as chunks:
-        async for _ in chunks:
-            pass
+    question = Question(engine, call.upstream, call.started + timeout_s, timeout_s)
+    try:
+        call.response = await question.whole()
+    finally:
+        call.asked.append(question.asked("student", call.model.name))
 
 
 async def ask_stream(call: Call, engine: Backend, timeout_s: float) -> AsyncGenerator[Json, None]:
     """The engine's chunks as they come (the usage chunk is kept back); fills `call.response` with the whole."""
-    reply = await _send(call, engine, timeout_s)
-    answer = _Assembled()
-    events = _events(reply).__aiter__()
+    question = Question(engine, call.upstream, call.started + timeout_s, timeout_s)
     try:
-        while True:
-            # One timeout a read: a generator may be resumed by another task than the one that began it.
-            async with asyncio.timeout(max(0.0, timeout_s - call.seconds)):
-                data = await anext(events, None)
-            if data is None:
-                raise engine_unavailable("the engine ended in the middle of the answer")
-            if data == b"[DONE]":
-                break
-            chunk = orjson.loads(data)
-            if "error" in chunk:
-                raise _refusal(502, data)
-            answer.add(chunk)
-            if chunk.get("choices"):
+        async with aclosing(question.chunks()) as chunks:
+            async for chunk in chunks:
                 yield chunk
-    except TimeoutError as fault:
-        raise _timed_out(timeout_s) from fault
-    except UpstreamFault as fault:
-        raise engine_unavailable("the engine went away in the middle of the answer") from fault
+        call.response = question.answer.body()
     finally:
-        reply.close()
-    call.response = answer.body()
+        call.asked.append(question.asked("student", call.model.name))
+
+
+class Question:
+    """One body put to one backend until the moment `deadline` (of `monotonic`).
+
+    `answer` is what came, put together; `fault` is the code of what went wrong, None after a whole answer.
+    """
+
+    def __init__(self, engine: Backend, body: Json, deadline: float, timeout_s: float) -> None:
+        self.engine, self.body, self.deadline, self.timeout_s = engine, body, deadline, timeout_s
+        self.answer = Assembled()
+        self.fault: str | None = "left_early"
+        self._began = monotonic()
+
+    def asked(self, by: str, model: str) -> Asked:
+        """What it came to, for the account of a call."""
+        return Asked(by, model, self.answer.usage, monotonic() - self._began, self.fault)
+
+    async def whole(self) -> Json:
+        """The whole answer in OpenAI's form; raises RequestRefused."""
+        async with aclosing(self.chunks()) as chunks:
+            async for _ in chunks:
+                pass
+        return self.answer.body()
+
+    async def chunks(self) -> AsyncGenerator[Json, None]:
+        """The chunks as they come, all but that of the usage; raises RequestRefused."""
+        reply = None
+        try:
+            reply = await self._send()
+            events = _events(reply).__aiter__()
+            # One timeout a read: a generator may be resumed by another task than the one that began it.
+            while (data := await self._in_time(anext(events, None))) != b"[DONE]":
+                if data is None:
+                    raise engine_unavailable("the engine ended in the middle of the answer")
+                chunk = orjson.loads(data)
+                if "error" in chunk:
+                    raise _refusal(502, data)
+                self.answer.add(chunk)
+                if chunk.get("choices"):
+                    yield chunk
+            self.fault = None
+        except RequestRefused as refused:
+            self.fault = refused.code or str(refused.status)
+            raise
+        except UpstreamFault as fault:
+            self.fault = "engine_unavailable"
+            where = " in the middle of the answer" if reply is not None else ""
+            raise engine_unavailable(f"the engine went away{where}") from fault
+        finally:
+            if reply is not None:
+                reply.close()
+
+    async def _send(self) -> Reply:
+        """The engine's 200; raises RequestRefused for another status."""
+        if not self.engine.ready:
+            raise engine_unavailable("the engine is not running")
+        body = body_for(self.engine, self.body) | {"stream": True, "stream_options": {"include_usage": True}}
+        reply = await self._in_time(self.engine.upstream.post(_PATH, orjson.dumps(body)))
+        if reply.status == 200:
+            return reply
+        try:
+            data = await self._in_time(reply.read())
+        finally:
+            reply.close()
+        raise _refusal(reply.status, data)
+
+    async def _in_time(self, waited: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(max(0.0, self.deadline - monotonic())):
+                return await waited
+        except TimeoutError as fault:
+            message = f"no answer within {self.timeout_s:g} s"
+            raise RequestRefused(504, message, kind="server_error", code="timeout") from fault
 
 
 def as_chunks(response: Json) -> Iterator[Json]:
@@ -68,31 +130,6 @@ def as_chunks(response: Json) -> Iterator[Json]:
 def _as_delta(message: Message) -> Message:
     calls = [{"index": at, **each} for at, each in enumerate(message.get("tool_calls") or [])]
     return {**message, "tool_calls": calls} if calls else message
-
-
-async def _send(call: Call, engine: Backend, timeout_s: float) -> Reply:
-    """The engine's 200; whatever else happens becomes a RequestRefused."""
-    if not engine.ready:
-        raise engine_unavailable("the engine is not running")
-    body = body_for(engine, call.upstream) | {"stream": True, "stream_options": {"include_usage": True}}
-    try:
-        async with asyncio.timeout(max(0.0, timeout_s - call.seconds)):
-            reply = await engine.upstream.post(_PATH, orjson.dumps(body))
-            if reply.status == 200:
-                return reply
-            try:
-                data = await reply.read()
-            finally:
-                reply.close()
-    except TimeoutError as fault:
-        raise _timed_out(timeout_s) from fault
-    except UpstreamFault as fault:
-        raise engine_unavailable("the engine went away") from fault
-    raise _refusal(reply.status, data)
-
-
-def _timed_out(timeout_s: float) -> RequestRefused:
-    return RequestRefused(504, f"no answer within {timeout_s:g} s", kind="server_error", code="timeout")
 
 
 def _refusal(status: int, data: bytes) -> RequestRefused:
@@ -119,7 +156,7 @@ async def _events(reply: Reply) -> AsyncIterator[bytes]:
                 yield line[5:].strip()
 
 
-class _Assembled:
+class Assembled:
     """Chunks put together into the body that an unstreamed answer would have had."""
 
     def __init__(self) -> None:

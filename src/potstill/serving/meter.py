@@ -65,6 +65,8 @@ def meter(call: Call, to: Meter) -> None:
 
 
 class Metering(Step):
+    every_answer = True
+
     def __init__(self, to: Meter) -> None:
         self._meter = to
 

@@ -1,4 +1,7 @@
-"""The order of a request. A step is one module, and one line here."""
+"""The order of a request. A step is one module, and one line here.
+
+The version is chosen (and held) early, so that every step behind knows it: a cache answers for one version only.
+"""
 
 from __future__ import annotations
 

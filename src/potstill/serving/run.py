@@ -113,7 +113,9 @@ def _prepared(
         if log is not None:
             stack.callback(log.close)
         deployment = Deployment(name or served.digest[:12], served, engine)
-        yield Server(Fleet(deployment), settings, ORDER, keys=keys, meter=meter, log=log), engine, listening
+        state_dir = Path(settings.state.dir) if settings.state.dir else capture_dir.parent.parent / "state"
+        server = Server(Fleet(deployment), settings, ORDER, keys=keys, meter=meter, log=log, state_dir=state_dir)
+        yield server, engine, listening
 
 
 def _listen(host: str, port: int) -> socket.socket:

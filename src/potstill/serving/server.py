@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from potstill.errors import RecipeError
 from potstill.serving.authenticate import Keys
 from potstill.serving.capture import CaptureLog
 from potstill.serving.fleet import Deployment, Fleet
@@ -26,14 +28,24 @@ class Server:
         keys: Keys | None = None,
         meter: Meter | None = None,
         log: CaptureLog | None = None,
+        state_dir: Path | None = None,
     ) -> None:
-        self.fleet, self.settings, self.log = fleet, settings, log
+        self.fleet, self.settings, self.log, self._state_dir = fleet, settings, log, state_dir
         self.keys, self.meter = keys or Keys(), meter or Meter()
         self._order = tuple(order)
         self.plan = self._planned()
 
     def _planned(self) -> Plan:
+        self.large = self.settings.large.address() if self.settings.large else None
         return Plan.of([step for make in self._order if (step := make(self)) is not None])
+
+    @property
+    def state_dir(self) -> Path:
+        """The folder of what outlives a request, shared by the workers of a server; made when it is first needed."""
+        if self._state_dir is None:
+            raise RecipeError(["serve.state.dir: missing; what was asked for needs a folder to keep its state in"])
+        self._state_dir.mkdir(parents=True, exist_ok=True)
+        return self._state_dir
 
     @property
     def current(self) -> Deployment:

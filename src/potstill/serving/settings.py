@@ -7,9 +7,12 @@ from typing import Annotated
 from pydantic import Field
 
 from potstill.recipe import PathText, Section
+from potstill.serving.large import LargeSettings
+from potstill.serving.names import VariableName
+from potstill.serving.prices import PricesSettings
+from potstill.serving.state import StateSettings
 from potstill.signing import TrustSettings
 
-VariableName = Annotated[str, Field(pattern=r"^[A-Z_][A-Z0-9_]*$")]
 KeySource = Annotated[VariableName | PathText, Field(union_mode="left_to_right")]
 
 
@@ -32,6 +35,9 @@ class ServeSettings(Section):
         Field(description="each the NAME of a variable holding a key, or a file of `sha256 name`"),
     ] = ()
     capture: Annotated[CaptureSettings | None, Field(description="null: nothing is captured")] = CaptureSettings()
+    state: StateSettings = StateSettings()
+    prices: PricesSettings = PricesSettings()
+    large: Annotated[LargeSettings | None, Field(description="the large model behind the student")] = None
     trust: Annotated[TrustSettings | None, Field(description="serve only what this key signed")] = None
     format: Annotated[str | None, Field(description="file of the artifact, as gguf-q8_0; unset: the smallest")] = None
     slots: Annotated[int, Field(ge=1, le=256, description="requests decoded together")] = 4

@@ -6,7 +6,8 @@ nothing. It overrides only the moments that it has something to do in:
     before   on the way in; may refuse (RequestRefused) or answer by itself (fill `call.response`): nothing behind it
              and no engine is asked then
     failed   the engine gave no answer; may give one instead
-    after    on the way out, in the same order; sees the whole answer and may change or replace it
+    after    on the way out, in the same order; sees the whole answer and may change or replace it. An answer that was
+             given on the way in passes only the steps with `every_answer` (counting, writing down)
     end      once, whatever happened, in reverse order: settle what was reserved, keep what is worth keeping
 
 `needs_whole` says that `after` must see an answer before the client sees any of it: streams are then held back.
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
 
 class Step:
     """Nothing at any moment; a step overrides what it needs."""
+
+    every_answer = False
 
     def needs_whole(self, call: Call) -> bool:
         return False
@@ -55,6 +58,7 @@ class Plan:
     before: tuple[Moment, ...]
     failed: tuple[Rescue, ...]
     after: tuple[Moment, ...]
+    after_given: tuple[Moment, ...]
     end: tuple[Moment, ...]
     holding: tuple[Step, ...]
 
@@ -68,6 +72,7 @@ class Plan:
             tuple(each.before for each in having("before")),
             tuple(each.failed for each in having("failed")),
             tuple(each.after for each in having("after")),
+            tuple(each.after for each in having("after") if each.every_answer),
             tuple(each.end for each in reversed(having("end"))),
             tuple(having("needs_whole")),
         )
