@@ -5,7 +5,8 @@
 Latency is counted from the moment when a request *should* have left, so that a server that stalls is charged for the
 queue that it makes (coordinated omission: Tene, "How NOT to Measure Latency"). Arrivals are a Poisson process of a
 fixed seed. With `--rate 0` it is a closed loop of `--connections` clients: the most that a server can do.
-One line of standard input is one JSON body; they are taken in turn. Prints JSON.
+One line of standard input is one JSON body; they are taken in turn. With `--timed` a line is SECONDS, a tab and a body,
+sent at that moment and once. Prints JSON.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import argparse
 import asyncio
 import json
 import random
+import selectors
 import sys
 from collections import Counter, deque
 from dataclasses import dataclass, field
@@ -171,18 +173,48 @@ class Load:
         begun = due = perf_counter()
         while due < begun + seconds:
             due += draw.expovariate(rate)
-            while (wait := due - perf_counter()) > 0:
-                await asyncio.sleep(wait if wait > 0.002 else 0)
+            await until(due)
             self.finished.clear()
             self.send(due)
+        await self.drained(begun)
+
+    async def timed(self, moments: list[float], connections: int) -> None:
+        """One request at each moment, in seconds from the start."""
+        await self.open(connections)
+        begun = perf_counter()
+        for moment in moments:
+            await until(begun + moment)
+            self.finished.clear()
+            self.send(begun + moment)
+        await self.drained(begun)
+
+    async def drained(self, begun: float) -> None:
         if self.out or self.waiting:
             await asyncio.wait_for(self.finished.wait(), 60)
         self.result.seconds = perf_counter() - begun
 
 
-async def run(args: argparse.Namespace, bodies: list[bytes]) -> Result:
+async def until(due: float) -> None:
+    """Wait, exact to some 50 microseconds over select(); epoll's timeouts are whole milliseconds."""
+    while (wait := due - perf_counter()) > 0:
+        await asyncio.sleep(wait)
+
+
+MOST_FOR_SELECT = 900  # descriptors: select() takes no number above 1,023
+
+
+def loop_for(connections: int) -> asyncio.AbstractEventLoop:
+    precise = connections <= MOST_FOR_SELECT
+    return asyncio.SelectorEventLoop(selectors.SelectSelector() if precise else selectors.DefaultSelector())
+
+
+async def run(args: argparse.Namespace, lines: list[str]) -> Result:
+    moments = [float(each.partition("\t")[0]) for each in lines] if args.timed else []
+    bodies = [(each.partition("\t")[2] if args.timed else each).encode() for each in lines]
     load = Load(args.url, bodies, args.key, args.stream)
-    if args.rate:
+    if args.timed:
+        await load.timed(moments, args.connections)
+    elif args.rate:
         await load.opened(args.rate, args.connections, args.seconds, args.seed)
     else:
         await load.closed(args.connections, args.seconds)
@@ -197,10 +229,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--key", default="")
     parser.add_argument("--stream", action="store_true")
+    parser.add_argument("--timed", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    bodies = [line.strip().encode() for line in sys.stdin if line.strip()]
-    print(json.dumps(asyncio.run(run(args, bodies)).to_json()))
+    lines = [line.strip() for line in sys.stdin if line.strip()]
+    with asyncio.Runner(loop_factory=lambda: loop_for(args.connections)) as runner:
+        print(json.dumps(runner.run(run(args, lines)).to_json()))
 
 
 if __name__ == "__main__":

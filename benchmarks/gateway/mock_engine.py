@@ -3,7 +3,8 @@
 Run: `python -m benchmarks.gateway.mock_engine --port 0 [--tokens 4] [--every-ms 0] [--first-ms 0]`; prints its address.
 
 It speaks just enough HTTP/1.1 to be asked by anybody: a body by length, connections kept, a stream of server-sent
-events in chunks or one JSON body, as `stream` asks. Every token is a chunk of its own, `every-ms` apart.
+events in chunks or one JSON body, as `stream` asks. Every token is a chunk of its own, `every-ms` apart; with `--obey`
+there are as many as the request's max_tokens.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import argparse
 import asyncio
 import json
 import sys
+from collections.abc import Callable
+from functools import cache
 from typing import cast
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: "
@@ -50,10 +53,17 @@ class Answers:
         self.whole = HEAD + f"application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
 
 
+def asked_tokens(body: bytes) -> int:
+    """`max_tokens` of a request, 0 where it has none."""
+    at = body.find(b'"max_tokens":')
+    digits = body[at + 13 : at + 23].lstrip().split(b",")[0].split(b"}")[0].strip() if at >= 0 else b""
+    return int(digits) if digits.isdigit() else 0
+
+
 class Connection(asyncio.Protocol):
     """One client; requests come one after the other."""
 
-    def __init__(self, answers: Answers, first_s: float, every_s: float) -> None:
+    def __init__(self, answers: Callable[[int], Answers], first_s: float, every_s: float) -> None:
         self.answers, self.first_s, self.every_s = answers, first_s, every_s
         self.buffer = bytearray()
         self.writing: asyncio.Task[None] | None = None
@@ -71,32 +81,33 @@ class Connection(asyncio.Protocol):
                 return
             body = bytes(self.buffer[end + 4 : end + 4 + length])
             del self.buffer[: end + 4 + length]
-            self.answer(b'"stream":true' in body or b'"stream": true' in body)
+            answers = self.answers(asked_tokens(body))
+            self.answer(answers, b'"stream":true' in body or b'"stream": true' in body)
 
-    def answer(self, stream: bool) -> None:
+    def answer(self, answers: Answers, stream: bool) -> None:
         if not self.first_s and not self.every_s:
-            self.transport.write(self.answers.at_once if stream else self.answers.whole)
+            self.transport.write(answers.at_once if stream else answers.whole)
         else:
-            self.writing = asyncio.ensure_future(self.slowly(stream))
+            self.writing = asyncio.ensure_future(self.slowly(answers, stream))
 
-    async def slowly(self, stream: bool) -> None:
+    async def slowly(self, answers: Answers, stream: bool) -> None:
         await asyncio.sleep(self.first_s)
         if not stream:
-            await asyncio.sleep(self.every_s * len(self.answers.pieces))
-            self.transport.write(self.answers.whole)
+            await asyncio.sleep(self.every_s * len(answers.pieces))
+            self.transport.write(answers.whole)
             return
         self.transport.write(STREAM_HEAD)
-        for piece in self.answers.pieces:
+        for piece in answers.pieces:
             self.transport.write(framed(piece))
             await asyncio.sleep(self.every_s)
-        self.transport.write(framed(self.answers.tail) + b"0\r\n\r\n")
+        self.transport.write(framed(answers.tail) + b"0\r\n\r\n")
 
     def connection_lost(self, fault: Exception | None) -> None:
         if self.writing is not None:
             self.writing.cancel()
 
 
-async def serve(port: int, answers: Answers, first_s: float, every_s: float) -> None:
+async def serve(port: int, answers: Callable[[int], Answers], first_s: float, every_s: float) -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(answers, first_s, every_s), "127.0.0.1", port, backlog=4096)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
@@ -110,8 +121,13 @@ def main() -> None:
     parser.add_argument("--text", default="label")
     parser.add_argument("--first-ms", type=float, default=0)
     parser.add_argument("--every-ms", type=float, default=0)
+    parser.add_argument("--obey", action="store_true")
     args = parser.parse_args()
-    answers = Answers(args.text, args.tokens)
+
+    @cache
+    def answers(tokens: int) -> Answers:
+        return Answers(args.text, tokens if args.obey and tokens else args.tokens)
+
     asyncio.run(serve(args.port, answers, args.first_ms / 1000, args.every_ms / 1000))
 
 
