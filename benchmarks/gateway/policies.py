@@ -6,25 +6,10 @@ import json
 import random
 
 KEY = "benchmark-key"
-WORDS = [
-    "card",
-    "payment",
-    "transfer",
-    "account",
-    "refund",
-    "top",
-    "up",
-    "exchange",
-    "rate",
-    "cash",
-    "machine",
-    "app",
-    "pin",
-    "code",
-    "phone",
-    "address",
-    "fee",
-]
+WORDS = (
+    "card", "payment", "transfer", "account", "refund", "top", "up", "exchange", "rate", "cash", "machine", "app",
+    "pin", "code", "phone", "address", "fee",
+)  # fmt: skip
 
 KEYS = ["keys=[GATEWAY_KEY]"]
 NOTHING = ["capture=null"]
