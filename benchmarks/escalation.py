@@ -16,13 +16,10 @@ from __future__ import annotations
 import gzip
 import json
 import random
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from potstill.calibration import conformal, learned, reliability
 from potstill.calibration.ask import Answered, ask
@@ -101,15 +98,15 @@ def students(served: Served, exchanges: Sequence[Exchange], kept: Path) -> dict[
         found = {each["id"]: Answered(each["id"], each["text"], each["content"]) for each in lines}
     missing = [each for each in exchanges if each.id not in found]
     if missing:
-        rows = [Example(each.id, each.conversation, served.rule.apply(each.messages), [], "", None, "") for each in missing]
-        began = time.perf_counter()
-        for each in ask(served, rows):
-            found[each.id] = each
-        print(f"{len(missing)} rows asked in {time.perf_counter() - began:.0f} s", flush=True)
         kept.parent.mkdir(parents=True, exist_ok=True)
-        with kept.open("w") as stream:
-            for each in found.values():
+        rows = [
+            Example(each.id, each.conversation, served.rule.apply(each.messages), [], "", None, "") for each in missing
+        ]
+        with kept.open("a") as stream:  # as they come: a run that is ended loses none
+            for each in ask(served, rows, slots=2, threads=1):
+                found[each.id] = each
                 stream.write(json.dumps(asdict(each) | {"artifact": served.digest}) + "\n")
+                stream.flush()
     return found
 
 
@@ -130,3 +127,113 @@ def row_of(served: Served, exchange: Exchange, gold: str, answer: Answered) -> R
         large.valid and large.value == wanted,
         parsed.valid and large.valid and parsed.value == large.value,
     )
+
+
+def base(record: Record, rows: Sequence[Row]) -> None:
+    """What both models are without escalation, and how well each score tells right from wrong answers."""
+    record.figure("test rows", len(rows), "")
+    record.figure("student alone: right", mean([each.student_right for each in rows]), "")
+    record.figure("large model alone: right", mean([each.large_right for each in rows]), "")
+    record.figure("either right (no router can do better)", mean([r.student_right or r.large_right for r in rows]), "")
+    for kind in SCORES:
+        scores = [each.scores[kind] for each in rows]
+        record.figure(f"{kind} score: AUROC of right answers", auroc(scores, [r.student_right for r in rows]), "")
+    answered = [each for each in rows if each.scores["label"] != NEVER]
+    scores, losses = [r.scores["label"] for r in answered], [float(not r.student_right) for r in answered]
+    halves = [(scores[at::2], losses[at::2]) for at in (0, 1)]
+    fitted = reliability.fit(*halves[0])
+    record.figure("Brier, label score", reliability.brier(halves[1][0], halves[1][1]), "second half of the rows")
+    record.figure(
+        "Brier, calibrated on the first half",
+        reliability.brier([fitted.probability(each) for each in halves[1][0]], halves[1][1]),
+        "second half of the rows",
+    )
+
+
+def by_score(record: Record, rows: Sequence[Row], bound: Bound, resplits: int) -> None:
+    """Escalation by the label score: threshold on a third, share and risk on the rest."""
+    found = []
+    for seed in range(resplits):
+        first, rest = halves_of(rows, seed, SHARE_FOR_CALIBRATION)
+        above = conformal.threshold([r.scores["label"] for r in first], [loss(r) for r in first], bound)
+        found.append(outcome(rest, [r.scores["label"] > max(above, NEVER) for r in rest]))
+    told(record, f"confidence, {name_of(bound)}", bound, found)
+
+
+def by_learned(record: Record, rows: Sequence[Row], bound: Bound, features: Features, resplits: int) -> None:
+    """A router that sees the text alone: fitted to half of the calibration rows, its threshold from the other half."""
+    found, ranks = [], []
+    for seed in range(resplits):
+        calibration, rest = halves_of(rows, seed, SHARE_FOR_CALIBRATION)
+        first, second = halves_of(calibration, seed, 0.5)
+        router = learned.fit([r.text for r in first], [loss(r) for r in first], features)
+        above = conformal.threshold([router.probability(r.text) for r in second], [loss(r) for r in second], bound)
+        scores = [router.probability(r.text) for r in rest]
+        found.append(outcome(rest, [score > above for score in scores]))
+        ranks.append(auroc(scores, [r.student_right for r in rest]))
+    record.figure(f"learned ({features}): AUROC of right answers", ranks, "median and range over resplits")
+    told(record, f"learned ({features}), {name_of(bound)}", bound, found)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One resplit: share kept by the student, its risk of all and of kept, how often the two together are right."""
+
+    share: float
+    of_all: float
+    of_kept: float
+    together: float
+
+
+def outcome(rows: Sequence[Row], kept: Sequence[bool]) -> Outcome:
+    wrong = sum(loss(row) for row, stays in zip(rows, kept, strict=True) if stays)
+    right = mean([row.student_right if stays else row.large_right for row, stays in zip(rows, kept, strict=True)])
+    return Outcome(mean(kept), wrong / len(rows), wrong / sum(kept) if any(kept) else 0.0, right)
+
+
+def told(record: Record, name: str, bound: Bound, found: Sequence[Outcome]) -> None:
+    """Figures over the resplits, and the promise held against them."""
+    risks = [each.of_kept if bound.of == "kept" else each.of_all for each in found]
+    record.figure(f"{name}: share kept by the student", [each.share for each in found], "median and range")
+    record.figure(f"{name}: risk", risks, f"of {bound.of}; median and range")
+    record.figure(f"{name}: right, both together", [each.together for each in found], "median and range")
+    record.figure(f"{name}: mean risk", mean(risks), f"of {bound.of}")
+    if bound.delta is None:
+        # Resplits share rows, so that the standard error of one resplit's risk is what noise there is at least.
+        error = (bound.alpha * (1 - bound.alpha)) ** 0.5 / len(found) ** 0.5 / 10
+        record.check(f"{name}: mean risk", mean(risks), at_most=bound.alpha + error)
+    else:
+        broken = mean([each > bound.alpha for each in risks])
+        record.check(f"{name}: share of resplits above {bound.alpha:g}", broken, at_most=bound.delta)
+
+
+def loss(row: Row) -> float:
+    """1 for an answer that is valid and wrong: an invalid one is always passed on."""
+    return float(row.answer is not None and not row.student_right)
+
+
+def name_of(bound: Bound) -> str:
+    how = "mean" if bound.delta is None else f"with {1 - bound.delta:.0%}"
+    return f"{bound.alpha:g} of {bound.of} {how}"
+
+
+def halves_of(rows: Sequence[Row], seed: int, share: float) -> tuple[list[Row], list[Row]]:
+    order = list(rows)
+    random.Random(seed).shuffle(order)
+    cut = round(share * len(order))
+    return order[:cut], order[cut:]
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def auroc(scores: Sequence[float], right: Sequence[bool]) -> float:
+    """The probability that a right answer scores above a wrong one (ties count half)."""
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(right, scores))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -32,21 +32,21 @@ class Answered:
 
 def ask(
     served: Served, examples: Sequence[Example], *, constrained: bool = True, slots: int = 4, threads: int | None = None
-) -> list[Answered]:
-    """One answer a row, in order; raises EngineFailure when the engine does not start or answers nothing."""
+) -> Iterator[Answered]:
+    """One answer a row, in order, as they come; raises EngineFailure when the engine does not start or answers none."""
     engine = start_engine(served, slots=slots, threads=threads)
+    answered = 0
     try:
-        answers = list(track(_asked(served, engine.url, examples, constrained, slots), "asking", len(examples)))
+        for each in track(_asked(served, engine.url, examples, constrained, slots), "asking", len(examples)):
+            answered += each.text is not None
+            yield each
     finally:
         engine.stop()
-    if examples and all(each.text is None for each in answers):
-        raise EngineFailure(f"{served.model}: none of {len(answers)} validation rows was answered")
-    return answers
+    if examples and not answered:
+        raise EngineFailure(f"{served.model}: none of {len(examples)} validation rows was answered")
 
 
-def _asked(
-    served: Served, url: str, examples: Sequence[Example], constrained: bool, slots: int
-) -> Iterator[Answered]:
+def _asked(served: Served, url: str, examples: Sequence[Example], constrained: bool, slots: int) -> Iterator[Answered]:
     import httpx
 
     with httpx.Client(base_url=url, timeout=_TIMEOUT_S) as client, ThreadPoolExecutor(slots) as pool:

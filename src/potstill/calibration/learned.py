@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -98,7 +99,7 @@ def matrix(texts: Sequence[str], features: Features) -> Any:
 def buckets(text: str) -> list[int]:
     """The places of a text's words, word pairs and character trigrams, each once."""
     words = _WORD.findall(text[-MOST_CHARACTERS:].casefold())
-    pairs = [f"{one} {two}" for one, two in zip(words, words[1:], strict=False)]
+    pairs = [f"{one} {two}" for one, two in pairwise(words)]
     inner = f" {' '.join(words)} "
     grams = {inner[at : at + 3] for at in range(len(inner) - 2)}
     return list({zlib.crc32(each.encode()) % BUCKETS for each in (*words, *pairs, *grams)})

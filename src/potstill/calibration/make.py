@@ -67,7 +67,7 @@ def calibrate(
     judged = [each for each in examples if each.id in references]
     if len(judged) < FEWEST_ROWS:
         raise PotstillError(f"{len(judged)} validation rows to judge by, expected at least {FEWEST_ROWS}")
-    answers = ask(served, judged, constrained=wanted.constrained, slots=slots, threads=threads)
+    answers = list(ask(served, judged, constrained=wanted.constrained, slots=slots, threads=threads))
     found = calibration_of(wanted, served, dataset.digest, judged, answers, references)
     shutil.rmtree(folder, ignore_errors=True)  # what a run that was ended left
     folder.mkdir(parents=True)
@@ -86,7 +86,9 @@ def dataset_of(artifact: Path) -> Input:
     for place in (Path(named.path), artifact.parent / Path(named.path).name):
         if (place / MANIFEST).is_file() and read_manifest(place, "dataset", verify=False).digest == named.digest:
             return Input("dataset", str(place), named.digest)
-    raise PotstillError(f"{artifact}: its dataset ({named.path}, {named.digest[:12]}) is not there as it was; restore it")
+    raise PotstillError(
+        f"{artifact}: its dataset ({named.path}, {named.digest[:12]}) is not there as it was; restore it"
+    )
 
 
 def drawn(examples: Sequence[Example], most: int | None, seed: int) -> list[Example]:
