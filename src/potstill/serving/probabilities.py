@@ -8,7 +8,6 @@ client keeps both as extra fields). Only in answers that are given whole: a stre
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
 
 from potstill.calibration.confidence import TOP, LabelScorer
 from potstill.records import Json
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
 class Probabilities(Step):
     def __init__(self) -> None:
-        self._scorers: WeakKeyDictionary[Deployment, LabelScorer] = WeakKeyDictionary()
+        self._scorers: dict[str, LabelScorer] = {}
 
     async def before(self, call: Call) -> None:
         """Ask for the alternatives that the labels' probabilities are made of."""
@@ -53,10 +52,11 @@ class Probabilities(Step):
             choice["logprobs"]["confidence"] = call.marks[CONFIDENCE]
 
     def _scorer(self, deployment: Deployment) -> LabelScorer:
-        if deployment not in self._scorers:
+        key = deployment.served.digest
+        if key not in self._scorers:
             constraint = deployment.served.task.constraint()
-            self._scorers[deployment] = LabelScorer(constraint.choices if constraint is not None else ())
-        return self._scorers[deployment]
+            self._scorers[key] = LabelScorer(constraint.choices if constraint is not None else ())
+        return self._scorers[key]
 
 
 def make(server: Server) -> Step:
