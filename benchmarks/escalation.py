@@ -9,10 +9,10 @@ calibration, finds the threshold there, and counts on the rest: share kept, answ
 good the answers of both together are. Beside it a router learned on the calibration rows, which decides on the text
 alone: the same bound, its threshold from the half that it was not fitted to.
 
-The checks. In the mean: the mean risk over the resplits is at most alpha (and two standard errors of it), which splits of
-one pool must give, being exchangeable. With high probability: the rows are the population, calibration sets are drawn
-from it with replacement, and the risk on all rows may be above alpha for at most delta of them (a risk counted on some
-hundred other rows has a noise of its own, which no bound on the risk covers; it is shown beside).
+The checks. In the mean: the mean risk over the resplits is at most alpha (and two standard errors of it), which splits
+of one pool must give, being exchangeable. With high probability: the rows are the population, calibration sets are
+drawn from it with replacement, and the risk on all rows may be above alpha for at most delta of them (a risk counted on
+some hundred other rows has a noise of its own, which no bound on the risk covers; it is shown beside).
 """
 
 from __future__ import annotations

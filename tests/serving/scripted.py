@@ -94,7 +94,7 @@ def _reply(answer: Any) -> bytes:
     if found.get("content"):
         choice["logprobs"] = {"content": found["content"]}
     end = {"index": 0, "delta": {}, "finish_reason": found.get("finish_reason", "stop")}
-    events = [{"choices": [choice]}, {"choices": [end]}, {"choices": [], "usage": USAGE}]
+    events = [{"created": 1, "choices": [choice]}, {"choices": [end]}, {"choices": [], "usage": USAGE}]
     data = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in events) + b"data: [DONE]\n\n"
     return b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(data) + data
 

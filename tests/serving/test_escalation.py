@@ -72,7 +72,8 @@ def test_a_stream_is_held_back_only_where_confidence_is_needed(tmp_path: Path) -
             assert ("".join(each.get("content") or "" for each in deltas), answer.by) == ("card_lost", "large")
             through = serving(student, large, escalate={})
             answer = await asked(through, stream=True)
-            assert answer.by == "engine" and len(large.got) == 1
+            assert answer.by == "engine"
+            assert len(large.got) == 1
             assert answer.events()[0]["choices"][0]["delta"]["content"] == "refund"
 
     run(main())
@@ -235,9 +236,12 @@ def test_label_probabilities_come_with_logprobs_and_openais_client_keeps_them(tm
             answer = await asked(plain, logprobs=True, top_logprobs=1)
             assert student.got[-1]["top_logprobs"] == 20
             told = ChatCompletion.model_validate(answer.body).choices[0].logprobs
-            assert told is not None and told.content is not None and len(told.content[0].top_logprobs) == 1
+            assert told is not None
+            assert told.content is not None
+            assert len(told.content[0].top_logprobs) == 1
             labels = dict(told.label_probabilities)  # type: ignore[attr-defined]
-            assert set(labels) == set(LABELS) and sum(labels.values()) == pytest.approx(1)
+            assert set(labels) == set(LABELS)
+            assert sum(labels.values()) == pytest.approx(1)
             assert labels["refund"] == pytest.approx(0.9)
             assert "logprobs" not in (await asked(plain)).body["choices"][0]
             server = serving(student, large, escalate={"calibration": str(calibrated(tmp_path / "c"))})

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.float64]
+    Numbers = Sequence[float] | Array
 
 Of = Literal["all", "kept"]
 STEPS = 20  # shares kept that are tested for the risk of kept answers
@@ -70,7 +71,7 @@ class Bound:
         )
 
 
-def threshold(scores: Sequence[float], losses: Sequence[float], bound: Bound) -> float:
+def threshold(scores: Numbers, losses: Numbers, bound: Bound) -> float:
     """The lowest threshold that keeps the promise."""
     if bound.of == "kept":
         return _threshold_of_kept(scores, losses, bound)
@@ -89,7 +90,7 @@ def threshold(scores: Sequence[float], losses: Sequence[float], bound: Bound) ->
     return broken[0] if broken else -math.inf
 
 
-def _sums(scores: Sequence[float], losses: Sequence[float]) -> tuple[Array, Array]:
+def _sums(scores: Numbers, losses: Numbers) -> tuple[Array, Array]:
     """Distinct scores, the highest first, and the sum of the losses of all rows that are at least as sure."""
     import numpy as np
 
@@ -99,7 +100,7 @@ def _sums(scores: Sequence[float], losses: Sequence[float]) -> tuple[Array, Arra
     return running[ends], sorted_scores[ends]
 
 
-def _threshold_of_kept(scores: Sequence[float], losses: Sequence[float], bound: Bound) -> float:
+def _threshold_of_kept(scores: Numbers, losses: Numbers, bound: Bound) -> float:
     """Given the score that follows the k surest, their losses are independent draws: an exact test for every k."""
     import numpy as np
 
@@ -117,11 +118,11 @@ def _threshold_of_kept(scores: Sequence[float], losses: Sequence[float], bound: 
     return lowest
 
 
-def _binary(losses: Sequence[float]) -> bool:
+def _binary(losses: Numbers) -> bool:
     return all(each in (0.0, 1.0) for each in losses)
 
 
-def p_values(sums: Sequence[float] | Array, n: int, alpha: float, *, binary: bool) -> Array:
+def p_values(sums: Numbers, n: int, alpha: float, *, binary: bool) -> Array:
     """How likely sums of n losses in [0, 1] are to be as small if their mean were above alpha.
 
     Exact (binomial) for losses of 0 and 1, Hoeffding and Bentkus for others (Bates et al. 2021, theorem 4).
@@ -130,11 +131,13 @@ def p_values(sums: Sequence[float] | Array, n: int, alpha: float, *, binary: boo
 
     table, found = _binomial(n, alpha), np.asarray(sums, float)
     if binary:
-        return table[np.clip(np.rint(found).astype(int), 0, n)]
+        exact: Array = table[np.clip(np.rint(found).astype(int), 0, n)]
+        return exact
     bentkus = np.minimum(1.0, math.e * table[np.clip(np.ceil(found - 1e-9).astype(int), 0, n)])
     mean = np.clip(found / n, 1e-12, alpha)
     hoeffding = np.exp(-n * (mean * np.log(mean / alpha) + (1 - mean) * np.log((1 - mean) / (1 - alpha))))
-    return np.minimum(bentkus, hoeffding)
+    least: Array = np.minimum(bentkus, hoeffding)
+    return least
 
 
 @lru_cache(maxsize=64)
@@ -144,7 +147,8 @@ def _binomial(n: int, p: float) -> Array:
 
     steps = np.log((n - np.arange(n)) / np.arange(1, n + 1)) + math.log(p) - math.log1p(-p)
     logs = n * math.log1p(-p) + np.concatenate([[0.0], steps.cumsum()])
-    return np.minimum(1.0, np.exp(logs).cumsum())
+    table: Array = np.minimum(1.0, np.exp(logs).cumsum())
+    return table
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +160,7 @@ class Kept:
     of_kept: float
 
 
-def kept(scores: Sequence[float], losses: Sequence[float], above: float) -> Kept:
+def kept(scores: Numbers, losses: Numbers, above: float) -> Kept:
     """Share and risks of the rows whose score lies above a threshold."""
     import numpy as np
 
@@ -166,7 +170,7 @@ def kept(scores: Sequence[float], losses: Sequence[float], above: float) -> Kept
     return Kept(count / len(stays), lost / len(stays), lost / count if count else 0.0)
 
 
-def curve(scores: Sequence[float], losses: Sequence[float], points: int = 100) -> list[list[float]]:
+def curve(scores: Numbers, losses: Numbers, points: int = 100) -> list[list[float]]:
     """[threshold, share kept, risk of all, risk of kept], from the strictest down."""
     import numpy as np
 

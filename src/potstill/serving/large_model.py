@@ -162,7 +162,7 @@ class LargeModel:
             return None
         if not self._again.take():
             return None
-        pause = self._draw() * min(wanted.longest_s, wanted.first_s * 2 ** (tries - 1))
+        pause = self._draw() * min(wanted.longest_s, wanted.first_s * 2.0 ** (tries - 1))
         return max(pause, float(refused.retry_after_s or 0))
 
     async def _hedged(self, body: Json, deadline: float, account: list[Asked], by: str) -> Json:

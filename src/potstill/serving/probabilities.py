@@ -2,7 +2,7 @@
 
 `choices[0].logprobs.label_probabilities` holds each possible label's probability, the likeliest first, and
 `choices[0].logprobs.confidence` the probability that the answer is right, where a calibration tells it (openai's
-client keeps both as extra fields). Only in answers that are given whole: a stream's tokens go before its label is known.
+client keeps both as extra fields). Only in whole answers: a stream's tokens go before its label is known.
 """
 
 from __future__ import annotations

@@ -47,7 +47,7 @@ async def repair(call: Call, timeout_s: float) -> bool:
         call.asked.append(question.asked("repair", call.model.name))
     call.response = before | {"choices": again["choices"], "usage": again["usage"]}
     validate_output(call, task)
-    if call.parsed.valid:
+    if call.parsed is not None and call.parsed.valid:
         return True
     call.response, call.parsed = before, parsed
     return False
