@@ -66,6 +66,19 @@ class Scripted:
     def address(self, model: str = "m") -> Address:
         return Address(self.url, model)
 
+    async def _said(self, body: Json, reader: asyncio.StreamReader) -> Any:
+        """What the script says, unless the other side hangs up first."""
+        saying, gone = asyncio.ensure_future(self.say(body)), asyncio.ensure_future(reader.read(1))
+        try:
+            await asyncio.wait({saying, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not saying.done():
+                raise ConnectionResetError
+            return saying.result()
+        finally:
+            saying.cancel()
+            gone.cancel()
+            await asyncio.gather(saying, gone, return_exceptions=True)
+
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.open += 1
         try:
@@ -74,7 +87,7 @@ class Scripted:
                 length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
                 body = json.loads(await reader.readexactly(length))
                 self.got.append(body)
-                answer = await self.say(body)
+                answer = await self._said(body, reader)
                 writer.write(answer if isinstance(answer, bytes) else _reply(answer))
                 await writer.drain()
         except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):

@@ -211,6 +211,8 @@ class LargeModel:
         except RequestRefused as refused:
             if passage is not None:
                 passage.succeeded() if refused.status in HEALTHY else passage.failed()
+            if refused.code == "engine_unavailable":  # in our engine's words, which is restarted; this one is not ours
+                raise _unavailable(503, "it cannot be reached, or went away", "large_unreachable") from refused
             self._rest(refused)
             raise _unavailable(refused.status, refused.message, refused.code, refused.retry_after_s) from refused
         except (ValueError, LookupError, TypeError, AttributeError) as fault:
