@@ -30,7 +30,6 @@ from potstill.calibration import conformal, learned, reliability
 from potstill.calibration.ask import Answered, ask
 from potstill.calibration.confidence import sequence_score
 from potstill.calibration.conformal import Bound
-from potstill.calibration.learned import Features
 from potstill.calibration.make import text_of
 from potstill.calibration.record import NEVER, Scorer
 from potstill.records import Example, Exchange
@@ -68,14 +67,13 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1500)
     parser.add_argument("--resplits", type=int, default=200)
     args = parser.parse_args()
-    record = Record("escalation", quick=args.quick, packages=("numpy", "scikit-learn", "xllamacpp", "wordllama"))
+    record = Record("escalation", quick=args.quick, packages=("numpy", "scikit-learn", "xllamacpp"))
     rows = read_rows(args.log, args.gold, args.artifact, args.student, args.rows)
     base(record, rows)
     resplits = 50 if args.quick else args.resplits
     for bound in BOUNDS:
         by_score(record, rows, bound, resplits)
-    for features in ("words", "embedding"):
-        by_learned(record, rows, BOUNDS[0], features, resplits)
+    by_learned(record, rows, BOUNDS[0], resplits)
     return record.finish(as_json=args.json, keep=args.keep)
 
 
@@ -181,19 +179,19 @@ def population_risks(rows: Sequence[Row], bound: Bound, draws: int) -> list[floa
     return found
 
 
-def by_learned(record: Record, rows: Sequence[Row], bound: Bound, features: Features, resplits: int) -> None:
+def by_learned(record: Record, rows: Sequence[Row], bound: Bound, resplits: int) -> None:
     """A router that sees the text alone: fitted to half of the calibration rows, its threshold from the other half."""
     found, ranks = [], []
     for seed in range(resplits):
         calibration, rest = halves_of(rows, seed, SHARE_FOR_CALIBRATION)
         first, second = halves_of(calibration, seed, 0.5)
-        router = learned.fit([r.text for r in first], [loss(r) for r in first], features)
+        router = learned.fit([r.text for r in first], [loss(r) for r in first])
         above = conformal.threshold([router.probability(r.text) for r in second], [loss(r) for r in second], bound)
         scores = [router.probability(r.text) for r in rest]
         found.append(outcome(rest, [score > above for score in scores]))
         ranks.append(auroc(scores, [r.student_right for r in rest]))
-    record.figure(f"learned ({features}): AUROC of right answers", ranks, "median and range over resplits")
-    told(record, f"learned ({features}), {name_of(bound)}", bound, found)
+    record.figure("learned: AUROC of right answers", ranks, "median and range over resplits")
+    told(record, f"learned, {name_of(bound)}", bound, found)
 
 
 @dataclass(frozen=True)

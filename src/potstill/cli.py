@@ -95,7 +95,7 @@ def _calibrate_command(commands: Any) -> None:
         "--against", choices=["answer", "large", "gold"], default="answer", help="what a wrong answer is wrong by"
     )
     command.add_argument("--score", choices=["label", "mean", "least", "product"], help="default: by the task")
-    command.add_argument("--learned", choices=["words", "embedding"], help="learn a router on the text too")
+    command.add_argument("--learned", action="store_true", help="learn a router on the text too")
     command.add_argument("--rows", type=int, metavar="N", help="validation rows at most (default: all)")
 
 

@@ -66,7 +66,7 @@ def place(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_calibration_is_made_from_validation_rows_and_served_with(
     place: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["calibrate", str(place / "recipe.yaml"), "--alpha", "0.3", "--learned", "words", "--json"]
+    command = ["calibrate", str(place / "recipe.yaml"), "--alpha", "0.3", "--learned", "--json"]
     assert main(command) == 0
     facts = json.loads(capsys.readouterr().out)
     folder = Path(facts["folder"])

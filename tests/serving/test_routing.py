@@ -107,7 +107,7 @@ def routed(folder: Path) -> Path:
     """A calibration whose learned router thinks that the student knows refunds and nothing else."""
     texts = ["a refund please", "my refund"] * 40 + ["where is my card", "card lost"] * 40
     losses = [0.0] * 80 + [1.0] * 80
-    router = learned.fit(texts, losses, "words", strength=100.0)
+    router = learned.fit(texts, losses, strength=100.0)
     points = [(router.probability(text), loss) for text, loss in zip(texts, losses, strict=True)]
     found = Calibration(
         "a" * 64, "scripted", "d" * 64, "classification", "label", "answer", points, Bound(0.05), points, router

@@ -80,15 +80,16 @@ class LabelScorer:
 
     def _span(self, text: bytes, low: int, high: int, token: bytes) -> tuple[int, int] | None:
         """Where the labels stand that begin so; that label alone where an empty token ends it."""
-        start = bisect_left(self._texts, text, low, high)
         if not token.strip():
             whole = text.rstrip()
             at = bisect_left(self._texts, whole, low, high)
             if whole and at < high and self._texts[at] == whole:
                 return at, at + 1
             return None
-        end = bisect_left(self._texts, text + b"\xff", start, high)
-        return (start, end) if end > start else None
+        start = bisect_left(self._texts, text, low, high)
+        if start == high or not self._texts[start].startswith(text):
+            return None
+        return start, bisect_left(self._texts, text + b"\xff", start, high)
 
     def _share(self, found: dict[str, float], start: int, end: int, mass: float) -> None:
         for at in range(start, end):

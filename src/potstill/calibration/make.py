@@ -15,7 +15,7 @@ from potstill.calibration import learned
 from potstill.calibration.ask import Answered, ask
 from potstill.calibration.confidence import ScoreKind
 from potstill.calibration.conformal import Bound
-from potstill.calibration.learned import Features, LearnedRouter
+from potstill.calibration.learned import LearnedRouter
 from potstill.calibration.record import NEVER, Against, Calibration, Points, Scorer, loss_of
 from potstill.dataset import read_examples
 from potstill.errors import PotstillError, RecipeError
@@ -36,7 +36,7 @@ class Wanted:
     bound: Bound
     against: Against = "answer"
     score: ScoreKind | None = None
-    features: Features | None = None
+    learned: bool = False
     rows: int | None = None
     format: str | None = None
     constrained: bool = True
@@ -133,9 +133,9 @@ def calibration_of(
         for row, each in zip(examples, answers, strict=True)
     ]
     router, routed = None, Points()
-    if wanted.features is not None:
+    if wanted.learned:
         texts = [text_of(each.messages) for each in examples]
-        router, routed = learn(texts, points, wanted.features, wanted.seed)
+        router, routed = learn(texts, points, wanted.seed)
     return Calibration(
         served.digest, served.format, dataset, served.task.kind, score, wanted.against, points, wanted.bound, routed,
         router,
@@ -153,13 +153,13 @@ def point_of(
     return (NEVER, 0.0) if found is None else (found, loss_of(task, parsed.value, reference))
 
 
-def learn(texts: Sequence[str], points: Points, features: Features, seed: int) -> tuple[LearnedRouter, Points]:
+def learn(texts: Sequence[str], points: Points, seed: int) -> tuple[LearnedRouter, Points]:
     """A router fitted to half of the rows, and what it says of the other half: its threshold must not see its own."""
     order = list(range(len(texts)))
     random.Random(seed).shuffle(order)
     first, second = order[: len(order) // 2], order[len(order) // 2 :]
     wrong = [1.0 if score == NEVER else loss for score, loss in points]  # asking for an invalid answer is a waste too
-    router = learned.fit([texts[at] for at in first], [wrong[at] for at in first], features)
+    router = learned.fit([texts[at] for at in first], [wrong[at] for at in first])
     return router, [(router.probability(texts[at]), points[at][1]) for at in second]
 
 

@@ -87,7 +87,7 @@ class Calibration:
         if self.learned is not None:
             level = self.threshold_of_learned()
             facts["learned"] = {
-                "features": self.learned.features, "rows": len(self.routed), "threshold": _finite(level),
+                "rows": len(self.routed), "threshold": _finite(level),
                 "kept": asdict(conformal.kept(*_columns(self.routed), level)),
             }  # fmt: skip
         return facts

@@ -51,7 +51,7 @@ def as_lines(folder: Path, facts: Json) -> str:
     if learned:
         kept = learned["kept"]
         lines.append(
-            f"learned router ({learned['features']}): asks the student for {kept['share']:.1%} of {learned['rows']:,} "
+            f"learned router: asks the student for {kept['share']:.1%} of {learned['rows']:,} "
             f"rows, wrong {kept['of_all']:.1%} of all"
         )
     return "\n".join([*lines, str(folder)])
