@@ -223,6 +223,10 @@ def test_a_version_without_a_calibration_is_never_held_unsure(tmp_path: Path) ->
             server = serving(student, large, escalate={"calibration": str(calibrated(tmp_path / "c"))})
             await server.fleet.swap(deployment("m@2", student, digest="b"))
             assert (await asked(server)).by == "engine"
+            (tmp_path / "c" / "calibration.json").write_text("damaged")
+            await server.fleet.swap(deployment("m@3", student, digest="c"))
+            assert (await asked(server)).by == "engine"
+            await server.fleet.close()
 
     run(main())
 

@@ -52,10 +52,18 @@ class Calibrations:
     def of(self, deployment: Deployment) -> Applied | None:
         key = deployment.served.digest, deployment.served.format
         if key not in self._known:
-            self._known[key] = self._read(deployment.served)
-            if self._known[key] is None:
-                say(f"serve: {deployment.name} ({deployment.artifact}) has no calibration: it is never held unsure")
+            self._known[key] = self._late(deployment)
         return self._known[key]
+
+    def _late(self, deployment: Deployment) -> Applied | None:
+        """That of a version which came after the start: nobody's request fails for a folder that is damaged."""
+        try:
+            found, why = self._read(deployment.served), "has no calibration"
+        except RecipeError as fault:
+            found, why = None, f"has no calibration that can be read ({fault})"
+        if found is None:
+            say(f"serve: {deployment.name} ({deployment.artifact}) {why}: it is never held unsure")
+        return found
 
     def _read(self, served: Served) -> Applied | None:
         one = (self._folder / MANIFEST).is_file()
