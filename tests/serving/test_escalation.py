@@ -100,8 +100,8 @@ def test_a_student_that_takes_too_long_leaves_time_for_the_large_model() -> None
     async def main() -> None:
         async with Scripted(silent) as student, Scripted(says("card_lost")) as large:
             began = monotonic()
-            answer = await asked(serving(student, large, escalate={"student_timeout_s": 0.3}, request_timeout_s=2))
-            assert (answer.by, monotonic() - began < 1.5) == ("large", True)
+            answer = await asked(serving(student, large, escalate={"student_timeout_s": 0.3}, request_timeout_s=5))
+            assert (answer.by, monotonic() - began < 4) == ("large", True)
 
     run(main())
 
