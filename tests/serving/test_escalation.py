@@ -15,6 +15,9 @@ from potstill.calibration.record import Calibration
 from potstill.errors import RecipeError
 from potstill.manifest import write_manifest
 from potstill.records import Json
+from potstill.serving.direct import Direct
+from potstill.serving.escalate import Escalate
+from potstill.serving.routing import DirectSettings, EscalateSettings
 
 from .scripted import INSTRUCTIONS, LABELS, Scripted, asked, deployment, said, says, serving
 
@@ -254,5 +257,31 @@ def test_label_probabilities_come_with_logprobs_and_openais_client_keeps_them(tm
             assert first["logprobs"]["label_probabilities"]["refund"] == pytest.approx(0.9)
             assert 0 < first["logprobs"]["confidence"] <= 1
             assert "logprobs" not in (await asked(server)).body["choices"][0]
+
+    run(main())
+
+
+def test_a_prompt_that_is_too_long_for_the_student_goes_to_the_large_model() -> None:
+    async def main() -> None:
+        error = '{"error": {"message": "too long", "type": "exceed_context_size_error"}}'
+        async with Scripted(says((400, {}, error))) as student, Scripted(says("card_lost")) as large:
+            answer = await asked(serving(student, large, escalate={}))
+            assert (answer.text, answer.by) == ("card_lost", "large")
+
+    run(main())
+
+
+def test_escalation_is_switched_on_and_off_while_the_server_answers() -> None:
+    async def main() -> None:
+        async with Scripted(says("nothing")) as student, Scripted(says("card_lost")) as large:
+            server = serving(student, large)
+            off = server.settings
+            assert (await asked(server)).text == "nothing"
+            await server.reload(off.model_copy(update={"escalate": EscalateSettings(), "direct": DirectSettings()}))
+            assert (await asked(server)).text == "card_lost"
+            shared = {id(step._large) for step in server.plan.steps if isinstance(step, Escalate | Direct)}
+            assert len(shared) == 1, "what one step learns of the large model's health the other knows"
+            await server.reload(off)
+            assert (await asked(server)).text == "nothing"
 
     run(main())

@@ -54,17 +54,22 @@ async def repair(call: Call, timeout_s: float) -> bool:
 
 
 class ValidateOutput(Step):
+    async def after(self, call: Call) -> None:
+        validate_output(call, call.model.served.task)
+
+
+class ValidateAndRepair(ValidateOutput):
     def __init__(self, server: Server) -> None:
-        self._repairs, self._constrained = server.settings.repair, server.settings.constrain
-        self._timeout_s, self._meter = server.settings.request_timeout_s, RoutingMeter.of(server.meter)
+        self._constrained, self._timeout_s = server.settings.constrain, server.settings.request_timeout_s
+        self._meter = RoutingMeter.of(server.meter)
 
     def needs_whole(self, call: Call) -> bool:
         """A repair can only replace what nobody has seen; what a grammar keeps valid needs none."""
-        return self._repairs and not (self._constrained and call.model.served.task.constraint() is not None)
+        return not (self._constrained and call.model.served.task.constraint() is not None)
 
     async def after(self, call: Call) -> None:
-        validate_output(call, call.model.served.task)
-        if self._repairs and self._reparable(call):
+        await super().after(call)
+        if self._reparable(call):
             mended = await repair(call, self._timeout_s)
             self._meter.repaired.labels("valid" if mended else "invalid").inc()
 
@@ -75,4 +80,4 @@ class ValidateOutput(Step):
 
 
 def make(server: Server) -> Step:
-    return ValidateOutput(server)
+    return ValidateAndRepair(server) if server.settings.repair else ValidateOutput()
