@@ -78,6 +78,26 @@ def _recipe_commands(commands: Any) -> None:
     compare.add_argument("--judged-rows", type=int, default=500, help="validation rows, at most (default: 500)")
     compare.add_argument("--no-track", action="store_true", help="log no run to MLflow should distill have to run")
 
+    _calibrate_command(commands)
+
+
+def _calibrate_command(commands: Any) -> None:
+    command = _recipe_command(
+        commands, "calibrate", "how sure the student must be to answer alone", "calibrate:calibrate_command"
+    )
+    command.add_argument("--artifact", metavar="DIR", help="exported student (default: the newest of the recipe)")
+    command.add_argument("--alpha", type=float, default=0.05, help="risk that is promised at most (default: 0.05)")
+    command.add_argument("--delta", type=float, help="promise it with probability 1 - delta (default: in the mean)")
+    command.add_argument(
+        "--of", choices=["all", "kept"], default="all", help="wrong answers as a share of all, or kept"
+    )
+    command.add_argument(
+        "--against", choices=["answer", "large", "gold"], default="answer", help="what a wrong answer is wrong by"
+    )
+    command.add_argument("--score", choices=["label", "mean", "least", "product"], help="default: by the task")
+    command.add_argument("--learned", action="store_true", help="learn a router on the text too")
+    command.add_argument("--rows", type=int, metavar="N", help="validation rows at most (default: all)")
+
 
 def _reading_commands(commands: Any) -> None:
     look = _command(commands, "look", "browse a dataset: rows, reasons, clusters, suspects", "look_dataset:look")

@@ -75,7 +75,7 @@ def _held_back(call: Call) -> bool:
 async def _ask(server: Server, call: Call) -> None:
     """The engine's whole answer, or that of a step that helps where the engine fails."""
     try:
-        await ask(call, call.model.engine, server.settings.request_timeout_s)
+        await ask(call, call.model.engine, call.engine_timeout_s or server.settings.request_timeout_s)
         call.answered_by = "engine"
     except RequestRefused as refused:
         await _rescue(call, refused)
@@ -109,7 +109,7 @@ def head(call: Call, kind: str) -> Json:
 
 async def _stream(server: Server, call: Call) -> None:
     """Chunks as they come. Whatever is refused before the first one still gets a status of its own."""
-    chunks = ask_stream(call, call.model.engine, server.settings.request_timeout_s)
+    chunks = ask_stream(call, call.model.engine, call.engine_timeout_s or server.settings.request_timeout_s)
     async with aclosing(chunks):
         try:
             first = await anext(chunks, None)

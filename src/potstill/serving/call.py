@@ -37,8 +37,9 @@ class Call:
 
     `deployment` is the version that answers, held until the call ends; `answered_by` says what did: `engine`, a cache,
     the large model. `asked` holds every question that was put to a model for it, each of which costs. `tenant` is whose
-    data this is: nothing of one tenant ever reaches another. `marks` is for what a step keeps from one moment to the
-    next, under its own name.
+    data this is: nothing of one tenant ever reaches another. `engine_timeout_s` is the engine's part of the time, where
+    a step keeps the rest for another model. `marks` is for what a step keeps from one moment to the next, under its own
+    name.
     """
 
     http: Http
@@ -55,6 +56,7 @@ class Call:
     response: Json = field(default_factory=dict)
     answered_by: str = ""
     asked: list[Asked] = field(default_factory=list)
+    engine_timeout_s: float | None = None
     first_s: float | None = None
     parsed: Parsed | None = None
     status: int = 200

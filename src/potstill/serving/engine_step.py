@@ -123,7 +123,8 @@ def as_chunks(response: Json) -> Iterator[Json]:
     """A whole answer as the two chunks of a stream."""
     choice = response["choices"][0]
     head = {"created": response.get("created")}
-    yield head | {"choices": [{"index": 0, "delta": _as_delta(choice["message"]), "finish_reason": None}]}
+    told = {"logprobs": choice["logprobs"]} if choice.get("logprobs") else {}
+    yield head | {"choices": [{"index": 0, "delta": _as_delta(choice["message"]), **told, "finish_reason": None}]}
     yield head | {"choices": [{"index": 0, "delta": {}, "finish_reason": choice.get("finish_reason")}]}
 
 

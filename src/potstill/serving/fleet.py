@@ -52,6 +52,7 @@ class Fleet:
         self._current = {key_of(each.name): each for each in deployments}
         if len(self._current) != len(deployments):
             raise ValueError(f"models of the same name: {', '.join(each.name for each in deployments)}")
+        self._canaries: dict[str, Deployment] = {}
         self._draining: list[Deployment] = []
         self._watches: dict[Deployment, asyncio.Task[None]] = {}
 
@@ -78,6 +79,29 @@ class Fleet:
             )
         return found
 
+    def canary_of(self, model: str) -> Deployment | None:
+        """The version on trial beside the current one of a model."""
+        return self._canaries.get(key_of(model)) if self._canaries else None
+
+    async def try_canary(self, fresh: Deployment) -> None:
+        """Put `fresh` (checked and warm) on trial beside the current version of its model, in place of any other."""
+        self.of(fresh.name)  # refuses a model that is not served
+        await self.end_canary(fresh.name)
+        self._canaries[key_of(fresh.name)] = fresh
+        self._watch(fresh)
+
+    async def end_canary(self, model: str) -> None:
+        """Take the trial away from the calls that come from now on; ends its engine when it is free."""
+        canary = self._canaries.pop(key_of(model), None)
+        if canary is not None:
+            await self._drain(canary)
+
+    async def promote_canary(self, model: str) -> None:
+        """Make the version on trial the current one; ends the old one when it is free."""
+        canary = self._canaries.pop(key_of(model), None)
+        if canary is not None:
+            await self.swap(canary)
+
     async def swap(self, fresh: Deployment) -> None:
         """Make `fresh` (checked and warm) the current version of its model; ends the old one when it is free."""
         old = self._current.get(key_of(fresh.name))
@@ -86,6 +110,9 @@ class Fleet:
         if old is None or old is fresh:
             return
         say(f"serve: {fresh.name} ({fresh.artifact}) answers now; {old.name} ({old.artifact}) ends {old.held} calls")
+        await self._drain(old)
+
+    async def _drain(self, old: Deployment) -> None:
         self._draining.append(old)
         try:
             await old.free()

@@ -9,9 +9,13 @@ from potstill.serving import (
     authenticate,
     capture,
     constrain,
+    direct,
+    escalate,
     meter,
+    probabilities,
     prompt_step,
     route,
+    shadow,
     validate_input,
     validate_output,
 )
@@ -20,10 +24,14 @@ ORDER = (
     authenticate.make,
     validate_input.make,
     route.make,
+    direct.make,
     prompt_step.make,
     constrain.make,
     # here the engine is asked
     validate_output.make,
+    escalate.make,
+    probabilities.make,
+    shadow.make,
     meter.make,
     capture.make,
 )

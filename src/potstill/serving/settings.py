@@ -7,9 +7,12 @@ from typing import Annotated
 from pydantic import Field
 
 from potstill.recipe import PathText, Section
+from potstill.serving.breaker import BreakerSettings
 from potstill.serving.large import LargeSettings
+from potstill.serving.large_model import HedgeSettings, RetrySettings
 from potstill.serving.names import VariableName
 from potstill.serving.prices import PricesSettings
+from potstill.serving.routing import CanarySettings, DirectSettings, EscalateSettings, ShadowSettings
 from potstill.serving.state import StateSettings
 from potstill.signing import TrustSettings
 
@@ -38,6 +41,16 @@ class ServeSettings(Section):
     state: StateSettings = StateSettings()
     prices: PricesSettings = PricesSettings()
     large: Annotated[LargeSettings | None, Field(description="the large model behind the student")] = None
+    breaker: Annotated[BreakerSettings | None, Field(description="of the large model; null: none")] = BreakerSettings()
+    retries: Annotated[RetrySettings | None, Field(description="of the large model; null: none")] = RetrySettings()
+    hedge: Annotated[HedgeSettings | None, Field(description="a second question where the first is slow")] = None
+    canary: Annotated[CanarySettings | None, Field(description="null: only by its own name")] = None
+    direct: Annotated[DirectSettings | None, Field(description="requests for the large model at once")] = None
+    repair: Annotated[bool, Field(description="ask once more after an invalid answer, the fault said")] = False
+    escalate: Annotated[EscalateSettings | None, Field(description="the large model where the student is unsure")] = (
+        None
+    )
+    shadow: Annotated[ShadowSettings | None, Field(description="a candidate answers too, unseen")] = None
     trust: Annotated[TrustSettings | None, Field(description="serve only what this key signed")] = None
     format: Annotated[str | None, Field(description="file of the artifact, as gguf-q8_0; unset: the smallest")] = None
     slots: Annotated[int, Field(ge=1, le=256, description="requests decoded together")] = 4
