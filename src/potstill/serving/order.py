@@ -6,12 +6,14 @@ The version is chosen (and held) early, so that every step behind knows it: a ca
 from __future__ import annotations
 
 from potstill.serving import (
+    answer_filter,
     authenticate,
     capture,
     constrain,
     meter,
     prompt_step,
     route,
+    screen,
     validate_input,
     validate_output,
 )
@@ -19,11 +21,13 @@ from potstill.serving import (
 ORDER = (
     authenticate.make,
     validate_input.make,
+    screen.make,
     route.make,
     prompt_step.make,
     constrain.make,
     # here the engine is asked
     validate_output.make,
+    answer_filter.make,
     meter.make,
     capture.make,
 )

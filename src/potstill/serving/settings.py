@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from potstill.recipe import PathText, Section
+from potstill.serving.guards.settings import FilterSettings, ScreenSettings
 from potstill.serving.large import LargeSettings
 from potstill.serving.names import VariableName
 from potstill.serving.prices import PricesSettings
@@ -38,6 +39,8 @@ class ServeSettings(Section):
     state: StateSettings = StateSettings()
     prices: PricesSettings = PricesSettings()
     large: Annotated[LargeSettings | None, Field(description="the large model behind the student")] = None
+    screen: Annotated[ScreenSettings | None, Field(description="what is asked of a request")] = None
+    filter: Annotated[FilterSettings | None, Field(description="what is asked of an answer")] = None
     trust: Annotated[TrustSettings | None, Field(description="serve only what this key signed")] = None
     format: Annotated[str | None, Field(description="file of the artifact, as gguf-q8_0; unset: the smallest")] = None
     slots: Annotated[int, Field(ge=1, le=256, description="requests decoded together")] = 4

@@ -1,0 +1,154 @@
+"""A text as a reader would read it, whatever it was written with: the views that the injection screen looks at.
+
+Look-alike letters, invisible characters, letters set apart and figures for letters are undone in place; what was
+encoded (base64, hexadecimal, percent, entities, tags, variation selectors) is decoded into texts of its own. Each way
+is tried only where a cheap sign of it is there, so plain English costs one `lower`.
+
+Sources: Unicode TR39 (confusables), TR36 (invisible and tag characters).
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import html
+import re
+import unicodedata
+from urllib.parse import unquote
+
+MOST_DECODED = 65_536  # characters of a text's decoded spans that are looked at; the rest is not
+_SAME_LETTERS = {  # a Latin letter and the letters of other alphabets that look like it
+    "a": "\u0430\u03b1\u0251\u1d00\u13aa\u15c5", "b": "\u042c\u0184\u0253\u0299\u13cf\u15af",
+    "c": "\u0441\u03f2\u1d04\u13df\u0188", "d": "\u0501\u1d05\u13a0\u0257", "e": "\u0435\u0454\u03b5\u1d07\u13ac\u0259",
+    "f": "\u03dd\ua730\u0192", "g": "\u0261\u0262\u050d\u0581", "h": "\u04bb\u029c\u13bb\u0570",
+    "i": "\u0456\u03b9\u0131\u026a\u04cf\u13a5\u0269", "j": "\u0458\u1d0a\u13eb\u03f3", "k": "\u043a\u03ba\u1d0b\u13e6",
+    "l": "\u029f\u13de\u0399\u04c0\u01c0", "m": "\u043c\u1d0d\u13b7\u217f", "n": "\u0274\u0578\u03b7\u0272",
+    "o": "\u043e\u03bf\u1d0f\u0585\u0d20\u2c9f", "p": "\u0440\u03c1\u1d18\u13e2", "q": "\u051b\u0566\u01eb",
+    "r": "\u0433\u0280\u13a1\u027e", "s": "\u0455\ua731\u13da\u01bd", "t": "\u0442\u03c4\u1d1b\u13a2",
+    "u": "\u03c5\u057d\u1d1c\u028b\u0446", "v": "\u03bd\u0475\u1d20\u13d9", "w": "\u0461\u051d\u1d21\u13b3\u03c9",
+    "x": "\u0445\u03c7\u04b3", "y": "\u0443\u03b3\u028f\u04af\u0263", "z": "\u1d22\u13c3\u0290",
+}  # fmt: skip
+_FOLDED = {ord(other): latin for latin, others in _SAME_LETTERS.items() for other in others}
+_FOLDED |= {ord(other.lower()): latin for latin, others in _SAME_LETTERS.items() for other in others}
+_FOLDED[0x2019] = "'"
+_FOLDED |= {0x1F150 + at: chr(97 + at) for at in range(26)}  # white letters on black circles
+_FOLDED |= {0x1F170 + at: chr(97 + at) for at in range(26)}  # and squares
+_FOLDED |= {0x1F1E6 + at: chr(97 + at) for at in range(26)}  # regional indicators
+_UNSEEN = re.compile(
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
+    "\ufeff\uffa0\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\U000e0000-\U000e0fff]"
+)
+_TAGS = re.compile("[\U000e0020-\U000e007e]{4,}")
+_SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{8,}")
+_FIGURES = str.maketrans("013457@$", "oieastas")
+FIGURED = re.compile(r"[^\W\d_]*[0-9@$]+[^\W\d_][\w@$]*|[^\W\d_]+[0-9@$]+[\w@$]*")
+_APART = re.compile(r"(?<![^\W_])(?:[^\W\d_][ .\-_*|/\\]{1,3}){4,}[^\W\d_](?![^\W_])")
+_BETWEEN = re.compile(r"[.\-_*|/\\]+|(?<! ) (?! )")
+_SPLIT = re.compile(r"(?<=[a-z])[*_~^|\u00b7\u2022-](?=[a-z])|(?<=[a-z])[.](?=[a-z][.][a-z])|(?<=[.][a-z])[.](?=[a-z])")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{20,}={0,2}")
+_HEX = re.compile(r"(?:[0-9a-fA-F]{2}){12,}|(?:[0-9a-fA-F]{2}[ :]){11,}[0-9a-fA-F]{2}")
+_BYTES = re.compile(r"(?:\\x[0-9a-fA-F]{2}){6,}|(?:\\u[0-9a-fA-F]{4}){6,}")
+_BITS = re.compile(r"(?:[01]{8} ?){8,}")
+_LETTERS = re.compile(r"[A-Za-z]")
+_LONG_WORD = 20
+_ROT13 = str.maketrans("abcdefghijklmnopqrstuvwxyz", "nopqrstuvwxyzabcdefghijklm")
+
+
+def plain(text: str) -> str:
+    """The text in lower case, letters without accents and look-alikes, what cannot be seen taken out."""
+    if text.isascii():
+        return text.lower()
+    seen = _UNSEEN.sub("", unicodedata.normalize("NFKD", text))
+    return seen.casefold().translate(_FOLDED)
+
+
+def unfigured(text: str) -> str:
+    """Words of a plain text with figures for letters (`1gn0re`) written out; numbers stay."""
+    return FIGURED.sub(lambda found: found.group().translate(_FIGURES), text)
+
+
+def joined(text: str) -> str:
+    """A plain text with letters that were set apart (`i g n o r e`, `i-g-n-o-r-e`) joined to words.
+
+    Where two or more spaces stand between words and one between letters, the words are known; else the letters of
+    a run come out as one word, which `injection` cuts by its lexicon.
+    """
+    return _APART.sub(lambda found: " ".join(_BETWEEN.sub("", found.group()).split()), text)
+
+
+def unsplit(text: str) -> str:
+    """A plain text without marks inside words (`ig*nore`, `in-struc-tions`)."""
+    return _SPLIT.sub("", text)
+
+
+def rot13(text: str) -> str:
+    """A plain text turned by thirteen letters."""
+    return text.translate(_ROT13)
+
+
+def decoded(text: str) -> list[str]:
+    """What the text holds in an encoding, decoded: at most MOST_DECODED characters, and none that is no text."""
+    found: list[str] = []
+    if not text.isascii():
+        found += [_from_tags(each) for each in _TAGS.findall(text)]
+        found += filter(None, (_from_selectors(each) for each in _SELECTORS.findall(text)))
+    if len(text) >= _LONG_WORD:
+        if max(map(len, text.split()), default=0) >= _LONG_WORD:
+            found += filter(None, map(_from_base64, _BASE64.findall(text)))
+        digits = len(text) - len(text.translate(_NO_DIGITS))
+        if digits * 5 >= 2 * len(text) or digits >= 12:
+            found += filter(None, map(_from_hex, _HEX.findall(text)))
+            found += filter(None, map(_from_bits, _BITS.findall(text)))
+    if "\\x" in text or "\\u00" in text:
+        found += [_from_bytes(each) for each in _BYTES.findall(text)]
+    if text.count("%") >= 6:
+        found.append(unquote(text))
+    if text.count("&#") >= 6:
+        found.append(html.unescape(text))
+    return [each[:MOST_DECODED] for each in found if each and _LETTERS.search(each)]
+
+
+_NO_DIGITS = {ord(each): None for each in "0123456789"}
+
+
+def _from_tags(text: str) -> str:
+    return "".join(chr(ord(each) - 0xE0000) for each in text)
+
+
+def _from_selectors(text: str) -> str | None:
+    """Bytes written as variation selectors: the first sixteen and the further two hundred and forty."""
+    data = bytes(ord(each) - 0xFE00 if ord(each) < 0x10000 else ord(each) - 0xE0100 + 16 for each in text)
+    return _text_of(data)
+
+
+def _from_base64(text: str) -> str | None:
+    bare = text.rstrip("=").replace("-", "+").replace("_", "/")
+    if len(bare) % 4 == 1 or len(bare) > MOST_DECODED * 2:
+        return None
+    try:
+        return _text_of(base64.b64decode(bare + "=" * (-len(bare) % 4)))
+    except binascii.Error:
+        return None
+
+
+def _from_hex(text: str) -> str | None:
+    return _text_of(bytes.fromhex(text.replace(":", " ")[: MOST_DECODED * 2]))
+
+
+def _from_bits(text: str) -> str | None:
+    bits = text.replace(" ", "")
+    return _text_of(bytes(int(bits[at : at + 8], 2) for at in range(0, len(bits) - 7, 8)))
+
+
+def _from_bytes(text: str) -> str:
+    return "".join(chr(int(each, 16)) for each in re.findall(r"[0-9a-fA-F]{2,4}", text.replace("\\", " ")))
+
+
+def _text_of(data: bytes) -> str | None:
+    """The bytes as text, None where they are none: of base64's random bytes hardly any run is printable."""
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return None
+    shown = sum(each.isprintable() or each in "\n\t" for each in text)
+    return text if len(text) >= 8 and shown >= 0.97 * len(text) else None
