@@ -67,6 +67,7 @@ class AnswerFilter(Step):
         if settings.secrets and settings.secrets.detect_secrets:
             refuse_missing_detector("serve.filter.secrets.detect_secrets")
         self._action_of = _actions(settings)
+        self._kinds = tuple(each for each in KINDS if each in self._action_of)
         self._key = secrets.token_bytes(32)
         toxic = settings.toxicity is not None and settings.toxicity.action != "flag"
         unbounded = self._blocklist is not None and self._blocklist.width is None
@@ -178,7 +179,7 @@ class AnswerFilter(Step):
     def _chain(self, run: Run, scope: str) -> Chain:
         windows: list[Window] = []
         if self._action_of:
-            redactor = _Filtering(key=self._key, region=self._region(), kinds=tuple(self._action_of))  # type: ignore[arg-type]
+            redactor = _Filtering(key=self._key, region=self._region(), kinds=self._kinds)
             redactor.look = self._find
             redactor.decide = lambda kind, value, place: self._replaced(run, kind, value, place, redactor)
             redactor.place = redactor.place_of(scope)
@@ -277,7 +278,5 @@ def make(server: Server) -> Step | None:
         say("serve: filter: nothing is filtered; name personal, secrets, toxicity or blocklist")
         return None
     if server.settings.constrain and all(each.served.task.kind == "classification" for each in server.fleet):
-        say(
-            "serve: filter: every answer is one of a closed set of labels: nothing can be found in them, nothing is asked"
-        )
+        say("serve: filter: every answer is one of a closed set of labels: nothing is asked of them")
     return AnswerFilter(settings, Counters.of(server.meter.registry), server.settings.constrain)

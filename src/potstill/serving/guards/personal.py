@@ -19,6 +19,7 @@ from potstill.serving.guards.settings import PersonalAction, PersonalScreen
 _PLACEHOLDER = re.compile(r"<[A-Z_]+_[0-9]+>")
 _MAY_BEGIN = re.compile(r"<[A-Z_]{0,24}(?:_[0-9]{0,24})?\Z")
 _LONGEST = 48
+_LOOKS = 4
 
 
 def actions_of(settings: PersonalScreen) -> dict[str, PersonalAction]:
@@ -34,6 +35,14 @@ class Placeholders(Redactor):
     actions: Mapping[str, PersonalAction] = field(default_factory=dict)
     values: dict[str, str] = field(default_factory=dict, repr=False)
     blocked: Counter[str] = field(default_factory=Counter)
+
+    def text(self, text: str, conversation: str = "") -> str:
+        """Looks again where something was replaced: the rules miss the second of two values that touch."""
+        for _ in range(_LOOKS):
+            before, text = text, super().text(text, conversation)
+            if text == before:
+                break
+        return text
 
     def _name(self, kind: str, value: str, scope: Scope) -> str:
         action = self.actions[kind]
