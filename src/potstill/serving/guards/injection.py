@@ -24,7 +24,6 @@ TURNED, BACKWARDS = "\u0101", "\u0102"
 _FIRST_CLASS = 0x0103
 
 _HIDDEN = 0.45  # what hiding an attack adds to it
-_FIGURE = re.compile(r"[0-9@$](?:[a-z]|(?<=[a-z].))")
 _MARKED = re.compile(r"[*_~^|\u00b7\u2022-](?<=[a-z].)(?=[a-z])|[.][a-z][.]")
 
 
@@ -87,8 +86,8 @@ def _look(text: str, found: dict[str, float], depth: int) -> None:
 
 def _disguised(lower: str, classes: str, found: dict[str, float]) -> None:
     """Words behind figures, set apart, broken by marks, turned by thirteen letters or written backwards."""
-    if _FIGURE.search(lower):
-        _try(unfigured(lower), found)
+    if (written := unfigured(lower)) is not lower and written != lower:
+        _try(written, found)
     if classes.count(SINGLE) >= 5 and _singles().search(classes):
         _try(_cut(joined(lower)), found)
     if _MARKED.search(lower):
@@ -102,6 +101,7 @@ def _disguised(lower: str, classes: str, found: dict[str, float]) -> None:
 def _try(lower: str, found: dict[str, float]) -> None:
     hidden: dict[str, float] = {}
     _rules(_classes_of(lower), hidden)
+    _signs(lower, hidden)
     _add_hidden({each: weight for each, weight in hidden.items() if weight > found.get(each, 0.0)}, found)
 
 
@@ -188,10 +188,8 @@ def _table() -> dict[str, str]:
 
 
 def _hiding() -> list[str]:
-    """Long words of the classes that attacks are made of, whose disguises are no words of their own."""
-    names = ("OVERRIDE", "PRIOR", "RULES", "SYSTEM", "REVEAL", "YOUR", "ALL", "PROMPT", "UNBOUND")
-    members = _members()
-    return [word for name in names for word in sorted(members[name]) if len(word) >= 6]
+    """Words of the classes that attacks are made of, long enough that their disguises are hardly words of their own."""
+    return sorted({word for words in CLASSES.values() for word in words.split() if len(word) >= 5})
 
 
 @lru_cache(maxsize=1)

@@ -41,7 +41,7 @@ _UNSEEN = re.compile(
 _TAGS = re.compile("[\U000e0020-\U000e007e]{4,}")
 _SELECTORS = re.compile("[\ufe00-\ufe0f\U000e0100-\U000e01ef]{8,}")
 _FIGURES = str.maketrans("013457@$", "oieastas")
-FIGURED = re.compile(r"[^\W\d_]*[0-9@$]+[^\W\d_][\w@$]*|[^\W\d_]+[0-9@$]+[\w@$]*")
+_FIGURE = re.compile("[0-9@$]")
 _APART = re.compile(r"(?<![^\W_])(?:[^\W\d_][ .\-_*|/\\]{1,3}){4,}[^\W\d_](?![^\W_])")
 _BETWEEN = re.compile(r"[.\-_*|/\\]+|(?<! ) (?! )")
 _SPLIT = re.compile(r"(?<=[a-z])[*_~^|\u00b7\u2022-](?=[a-z])|(?<=[a-z])[.](?=[a-z][.][a-z])|(?<=[.][a-z])[.](?=[a-z])")
@@ -50,6 +50,7 @@ _HEX = re.compile(r"(?:[0-9a-fA-F]{2}){12,}|(?:[0-9a-fA-F]{2}[ :]){11,}[0-9a-fA-
 _BYTES = re.compile(r"(?:\\x[0-9a-fA-F]{2}){6,}|(?:\\u[0-9a-fA-F]{4}){6,}")
 _BITS = re.compile(r"(?:[01]{8} ?){8,}")
 _LETTERS = re.compile(r"[A-Za-z]")
+_DIGIT = re.compile("[0-9]")
 _LONG_WORD = 20
 _ROT13 = str.maketrans("abcdefghijklmnopqrstuvwxyz", "nopqrstuvwxyzabcdefghijklm")
 
@@ -64,7 +65,13 @@ def plain(text: str) -> str:
 
 def unfigured(text: str) -> str:
     """Words of a plain text with figures for letters (`1gn0re`) written out; numbers stay."""
-    return FIGURED.sub(lambda found: found.group().translate(_FIGURES), text)
+    if not _FIGURE.search(text):
+        return text
+    words = text.split(" ")
+    for at, word in enumerate(words):
+        if not word.isalpha() and _FIGURE.search(word) and _LETTERS.search(word):
+            words[at] = word.translate(_FIGURES)
+    return " ".join(words)
 
 
 def joined(text: str) -> str:
@@ -95,8 +102,7 @@ def decoded(text: str) -> list[str]:
     if len(text) >= _LONG_WORD:
         if max(map(len, text.split()), default=0) >= _LONG_WORD:
             found += filter(None, map(_from_base64, _BASE64.findall(text)))
-        digits = len(text) - len(text.translate(_NO_DIGITS))
-        if digits * 5 >= 2 * len(text) or digits >= 12:
+        if len(_DIGIT.findall(text)) >= 12:
             found += filter(None, map(_from_hex, _HEX.findall(text)))
             found += filter(None, map(_from_bits, _BITS.findall(text)))
     if "\\x" in text or "\\u00" in text:
@@ -106,9 +112,6 @@ def decoded(text: str) -> list[str]:
     if text.count("&#") >= 6:
         found.append(html.unescape(text))
     return [each[:MOST_DECODED] for each in found if each and _LETTERS.search(each)]
-
-
-_NO_DIGITS = {ord(each): None for each in "0123456789"}
 
 
 def _from_tags(text: str) -> str:

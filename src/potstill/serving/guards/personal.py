@@ -20,6 +20,7 @@ _PLACEHOLDER = re.compile(r"<[A-Z_]+_[0-9]+>")
 _MAY_BEGIN = re.compile(r"<[A-Z_]{0,24}(?:_[0-9]{0,24})?\Z")
 _LONGEST = 48
 _LOOKS = 4
+_TOUCHING = re.compile(r"_[0-9]+>\W{0,4}[A-Za-z]{0,4}[0-9]|[0-9]\W{0,4}<[A-Z_]+_[0-9]+>")
 
 
 def actions_of(settings: PersonalScreen) -> dict[str, PersonalAction]:
@@ -39,8 +40,8 @@ class Placeholders(Redactor):
     def text(self, text: str, conversation: str = "") -> str:
         """Looks again where something was replaced: the rules miss the second of two values that touch."""
         for _ in range(_LOOKS):
-            before, text = text, super().text(text, conversation)
-            if text == before:
+            text = super().text(text, conversation)
+            if not _TOUCHING.search(text):
                 break
         return text
 
