@@ -24,22 +24,27 @@ CLASSES: dict[str, str] = {
     "RULES": """instruction instructions prompt prompts preprompt guideline guidelines directive directives
         programming safeguard safeguards guardrail guardrails anweisung anweisungen instruktionen regeln vorgaben
         instructions consignes directives regles instrucciones reglas directrices istruzioni regole instrucoes regras
-        diretrizes""",
+        diretrizes systemanweisungen systemanweisung systemregeln""",
     "LIMITS": """rule rules restriction restrictions constraint constraints limitation limitations policy policies filter
         filters filtering censorship training alignment ethics morals protocol protocols safety boundaries
-        configuration""",
+        configuration checks richtlinien sicherheitsrichtlinien einschrankungen beschrankungen filterung restricciones
+        limitaciones seguridad restrizioni limiti restricoes limites securite contraintes""",
     "TALK": "conversation context chat dialogue history messages text words content message input lines",
     "YOUR": "your you u yours yourself deine deinen dein ihre ihren vos votre tes tus su sus tuas suas tue tuo",
     "NOT": "not never don't dont no longer cannot stop cease without nicht ne",
-    "HEED": "follow obey apply heed adhere comply listen respect observe bound folge befolge",
+    "HEED": """follow obey apply applies heed adhere comply listen respect observe bound folge befolge gelten gilt aplican
+        applicano appliquent""",
+    "STOP": "stop never cease dont don't quit",
+    "WITHOUT": "without ohne sin sans senza sem",
     "SYSTEM": """system hidden secret initial internal original base core developer confidential private
         systemprompt systeme sistema nascosto oculto""",
     "PROMPT": """prompt prompts instruction instructions guidelines preamble preprompt directives configuration
-        systemprompt anweisungen instrucciones istruzioni instrucoes consignes""",
+        systemprompt systemanweisungen anweisungen instrucciones istruzioni instrucoes consignes""",
     "REVEAL": """reveal show print repeat output display leak dump disclose expose recite echo divulge unveil
         reproduce quote paste transcribe translate summarize summarise list write tell give share encode spell zeige
         nenne verrate wiederhole affiche montre revele repete muestra revela repite mostra rivela ripeti mostre repita
         drucke imprime gib reveals prints recites shows outputs repeats tells lists extract return provide rephrase paraphrase describe convert""",
+    "PRINT": "reveal show print repeat output display leak dump disclose recite echo divulge reproduce repeats prints spell",
     "VERBATIM": "verbatim exactly word-for-word literally unedited unmodified codeblock precisely",
     "BECOME": "act pretend roleplay behave simulate impersonate imagine play become speak respond answer emulate assume",
     "UNBOUND": """unrestricted unfiltered uncensored unlimited jailbroken jailbreak jailbreaking unethical amoral immoral
@@ -61,7 +66,7 @@ CLASSES: dict[str, str] = {
         warning moralize lecture censor""",
     "DECODE": "decode decrypt deobfuscate unscramble decipher base64 rot13 hex b64 morse caesar reversed backwards",
     "EXECUTE": "execute follow obey run perform comply carry do act interpret",
-    "RESPOND": "respond answer reply output say write print return begin start",
+    "RESPOND": "respond answer reply output say write print return begin start responder responde antworte antworten repondre rispondi",
     "INVALID": """void null nullified lifted revoked disabled suspended obsolete superseded cancelled canceled outdated
         invalid deprecated expired overridden irrelevant""",
     "HARMFUL": "illegal harmful unethical dangerous forbidden prohibited immoral restricted malicious explicit hateful",
@@ -72,9 +77,9 @@ CLASSES: dict[str, str] = {
 # From classes whose words are hardly ever met to those of every text: a rule is tried where its rarest part stands.
 RAREST: tuple[str, ...] = (
     "UNBOUND", "PERSONA", "VERBATIM", "INVALID", "OVERRIDE", "PROMPT", "RULES", "POWER", "MAKER", "HARMFUL", "REFUSE",
-    "DECODE", "LIMITS", "GRANT", "MODE", "MACHINE", "STORY", "BECOME", "DROP", "EXECUTE", "HEED", "DATA", "SYSTEM",
-    "jailbreak", "grandma", "instead", "bound", "nothing", "begins", "stay", "anything", "authorized", "REVEAL", "TALK",
-    "SEND", "TELL", "TOLD", "PRIOR", "RESPOND", "USER", "YOUR", "ALL", "NOT",
+    "DECODE", "LIMITS", "GRANT", "exempt", "MODE", "MACHINE", "STORY", "BECOME", "DROP", "EXECUTE", "DATA", "SYSTEM",
+    "jailbreak", "grandma", "instead", "bound", "nothing", "begins", "stay", "anything", "authorized", "collect", "HEED", "WITHOUT", "PRINT", "STOP",
+    "REVEAL", "TALK", "SEND", "TELL", "TOLD", "PRIOR", "RESPOND", "USER", "YOUR", "ALL", "NOT",
 )  # fmt: skip
 
 # family, weight, rule
@@ -94,13 +99,19 @@ RULES: tuple[tuple[str, float, str], ...] = (
     ("override", 0.85, "OVERRIDE ~2 TALK PRIOR"),
     ("override", 0.80, "OVERRIDE ~1 ALL ~1 PRIOR ~2 TALK"),
     ("override", 0.70, "OVERRIDE ~1 PRIOR ~1 TALK ~~4 YOUR/new/now/instead"),
-    ("override", 0.90, "NOT ~2 HEED ~3 PRIOR/YOUR ~3 RULES/LIMITS"),
-    ("override", 0.85, "NOT ~1 HEED ~3 RULES"),
+    ("override", 0.85, "NOT ~2 HEED ~3 PRIOR/YOUR ~3 RULES/LIMITS"),
+    ("override", 0.85, "do not ~1 HEED ~3 RULES"),
+    ("override", 0.85, "STOP ~1 HEED/following/obeying ~3 RULES"),
+    ("override", 0.50, "NOT ~1 HEED ~3 RULES"),
+    ("override", 0.75, "DROP/OVERRIDE ~2 ALL ~1 safety"),
+    ("override", 0.70, "YOUR ~2 RULES/LIMITS ~2 changed/updated/replaced"),
+    ("override", 0.70, "exempt ~3 LIMITS"),
     ("override", 0.85, "RULES/LIMITS ~3 NOT ~2 HEED"),
     ("override", 0.85, "PRIOR/YOUR ~2 RULES/LIMITS ~3 INVALID"),
     ("override", 0.85, "RULES ~3 INVALID"),
     ("override", 0.75, "RULES ~9 INVALID"),
-    ("override", 0.75, "LIMITS ~2 INVALID/off"),
+    ("override", 0.75, "LIMITS ~2 INVALID"),
+    ("override", 0.60, "safety LIMITS ~1 are/is ~1 off"),
     ("override", 0.80, "put/set/leave aside ~3 RULES/LIMITS"),
     ("override", 0.80, "set/put/leave ~1 PRIOR/YOUR ~2 RULES/LIMITS ~1 aside"),
     ("override", 0.75, "RULES/LIMITS ~2 no longer"),
@@ -116,8 +127,10 @@ RULES: tuple[tuple[str, float, str], ...] = (
     ("reveal", 0.80, "what/what's/whats ~3 YOUR ~2 SYSTEM ~1 PROMPT/rules"),
     ("reveal", 0.70, "what/what's/whats ~2 YOUR ~1 PROMPT"),
     ("reveal", 0.75, "what ~3 were/are you ~2 TOLD/instructed ~3 not/to/before/above"),
-    ("reveal", 0.85, "REVEAL ~4 TALK/ALL ~2 PRIOR"),
-    ("reveal", 0.75, "REVEAL ~2 ALL ~4 before/precedes/preceding"),
+    ("reveal", 0.80, "PRINT ~4 TALK/ALL ~2 PRIOR"),
+    ("reveal", 0.50, "REVEAL ~4 TALK/ALL ~2 PRIOR"),
+    ("reveal", 0.75, "PRINT ~2 ALL ~4 before ~2 this/user/word/me"),
+    ("reveal", 0.75, "ALL ~3 before ~4 YOUR ~1 context/prompt"),
     ("reveal", 0.75, "REVEAL ~6 RULES/LIMITS ~3 you ~4 TOLD/follow/given"),
     ("reveal", 0.70, "what ~1 RULES/LIMITS ~3 you ~4 TOLD/follow/given"),
     ("reveal", 0.75, "RULES ~2 at/from ~1 top/start/beginning ~3 TALK"),
@@ -138,6 +151,7 @@ RULES: tuple[tuple[str, float, str], ...] = (
     ("persona", 0.80, "you ~1 have/had/has no ~2 LIMITS/RULES"),
     ("persona", 0.75, "MACHINE/it/you ~3 have/had/has/with no ~2 LIMITS/RULES/UNBOUND"),
     ("persona", 0.75, "never ~3 say no"),
+    ("persona", 0.75, "RESPOND ~4 WITHOUT ~2 LIMITS/RULES/censorship/filtering"),
     ("persona", 0.45, "you are now"),
     ("persona", 0.45, "from now on you"),
     ("persona", 0.45, "BECOME ~3 MACHINE"),
@@ -152,7 +166,8 @@ RULES: tuple[tuple[str, float, str], ...] = (
     ("harm", 0.60, "HARMFUL ~3 things/content/requests/questions/information/instructions/anything"),
     ("harm", 0.50, "no matter how ~1 HARMFUL"),
     ("harm", 0.50, "even ~1 if ~4 HARMFUL"),
-    ("compel", 0.75, "NOT/never ~3 REFUSE"),
+    ("compel", 0.75, "NOT/never ~2 refuse/decline/reject/moralize/censor"),
+    ("compel", 0.45, "NOT/never ~3 REFUSE"),
     ("compel", 0.60, "NOT ~2 say/include/add/use ~2 sorry/can't/cannot/REFUSE"),
     ("compel", 0.60, "RESPOND ~3 with sure/absolutely/certainly/yes/of"),
     ("compel", 0.50, "must/will ~1 always ~2 comply/answer/obey/respond"),
@@ -195,7 +210,18 @@ RULES: tuple[tuple[str, float, str], ...] = (
         "REVEAL ~3 api/admin/database/environment/env keys/key/password/passwords/variables/credentials",
     ),
     ("indirect", 0.70, "if/when/attention/note/important/dear/hey/instructions ~1 you ~1 are ~3 MACHINE"),
-    ("indirect", 0.75, "attention/note/notice/instruction/instructions/message/dear ~2 to/for/all ~3 MACHINE"),
+    (
+        "indirect",
+        0.50,
+        "when/if/once/while ~1 you ~2 read/process/see/open/summarize/summarise ~2 this/ticket/email/page",
+    ),
+    ("indirect", 0.60, "for ~2 ai ~2 agents/assistants/agent/assistant/models/systems"),
+    ("exfiltrate", 0.70, "collect/gather/harvest/dump ~3 user/customer/users/customers/all ~4 DATA ~~4 SEND"),
+    (
+        "indirect",
+        0.75,
+        "attention/important/note/notice/instruction/instructions/message/dear ~2 to/for/all ~3 MACHINE",
+    ),
     ("indirect", 0.70, "attention ~1 MACHINE"),
     ("indirect", 0.45, "dear/important/hey ~1 MACHINE"),
     ("indirect", 0.70, "when ~2 MACHINE ~2 reads/processes/summarizes/summarises/parses/analyzes/sees/read/process"),
@@ -218,6 +244,10 @@ SIGNS: tuple[tuple[str, float, str, str], ...] = (
     ("instruction", 0.75, "new task", r"\b(?:new|updated|revised) instructions?\s*:"),
     ("system", 0.55, "template", r"(?:^|[\n\"'\]>])\s*[\[(*#-]*\s*system\s*(?:prompt|message|override|instructions?|note)?\s*[\])*]*\s*:"),
     ("system", 0.75, "template", r"\[\s*system\b[^\]\n]{0,40}\]"),
+    ("system", 0.75, "template", r"(?:^|[\n\"'\]>])\s*[\[(*#-]*\s*system\s*(?:prompt|message|override|instructions?|note)?\s*[\])*]*\s*:[^\n]{0,60}\b(?:you|must|call|delete|send|grant|approve|ignore|required|release|treat|always|never)\b"),
+    ("assistant", 0.75, "template", r"(?:^|\n)\s*assistant\s*:\s*(?:sure|certainly|of course|absolutely|ok|yes)\b"),
+    ("@", 0.60, "exfiltrate", r"\b(?:send|email|forward|mail|post|upload|share|envoie\w*|schicke?|envia|invia)\b[^.\n]{0,60}\b(?:customers?|clients?|passwords?|credentials?|keys?|secrets?|conversation|database|donnees|datos|dati|kunden\w*)\b[^\n]{0,60}@"),
+    ("@", 0.60, "exfiltrate", r"\b(?:customers?|clients?|passwords?|credentials?|api keys?|secrets?|database|donnees|datos|dati|kunden\w*)\b[^.\n]{0,40}\b(?:send|email|forward|mail|post|upload|share|envoie\w*|schicke?|envia|invia)\b[^\n]{0,60}@"),
     ("assistant", 0.50, "template", r"\n\s*(?:assistant|user|human)\s*:"),
     ("end", 0.70, "template", r"(?:-{2,}|={2,}|\*{2,}|#{2,}|<|\[)\s*(?:end|begin|start)\s+(?:of\s+)?(?:the\s+)?(?:system|user|prompt|instructions?|context|document|input|admin|new)"),
     ("begin", 0.70, "template", r"(?:-{2,}|={2,}|\*{2,}|#{2,}|<|\[)\s*begin\s+(?:of\s+)?(?:the\s+)?(?:system|prompt|instructions?|admin|new)"),

@@ -46,6 +46,8 @@ _APART = re.compile(r"(?<![^\W_])(?:[^\W\d_][ .\-_*|/\\]{1,3}){4,}[^\W\d_](?![^\
 _BETWEEN = re.compile(r"[.\-_*|/\\]+|(?<! ) (?! )")
 _SPLIT = re.compile(r"(?<=[a-z])[*_~^|\u00b7\u2022-](?=[a-z])|(?<=[a-z])[.](?=[a-z][.][a-z])|(?<=[.][a-z])[.](?=[a-z])")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{20,}={0,2}")
+_BASE32 = re.compile(r"(?<![^\s:'\"(])[A-Z2-7]{24,}={0,6}")
+_BASE85 = re.compile(r"(?<!\S)\S{25,}")
 _HEX = re.compile(r"(?:[0-9a-fA-F]{2}){12,}|(?:[0-9a-fA-F]{2}[ :]){11,}[0-9a-fA-F]{2}")
 _BYTES = re.compile(r"(?:\\x[0-9a-fA-F]{2}){6,}|(?:\\u[0-9a-fA-F]{4}){6,}")
 _BITS = re.compile(r"(?:[01]{8} ?){8,}")
@@ -102,6 +104,8 @@ def decoded(text: str) -> list[str]:
     if len(text) >= _LONG_WORD:
         if max(map(len, text.split()), default=0) >= _LONG_WORD:
             found += filter(None, map(_from_base64, _BASE64.findall(text)))
+            found += filter(None, map(_from_base32, _BASE32.findall(text)))
+            found += filter(None, map(_from_base85, _BASE85.findall(text)))
         if len(_DIGIT.findall(text)) >= 12:
             found += filter(None, map(_from_hex, _HEX.findall(text)))
             found += filter(None, map(_from_bits, _BITS.findall(text)))
@@ -132,6 +136,26 @@ def _from_base64(text: str) -> str | None:
         return _text_of(base64.b64decode(bare + "=" * (-len(bare) % 4)))
     except binascii.Error:
         return None
+
+
+def _from_base32(text: str) -> str | None:
+    bare = text.rstrip("=")[: MOST_DECODED * 2]
+    try:
+        return _text_of(base64.b32decode(bare + "=" * (-len(bare) % 8)))
+    except binascii.Error:
+        return None
+
+
+def _from_base85(text: str) -> str | None:
+    if text.isalnum() or "://" in text or len(text) > MOST_DECODED * 2:
+        return None
+    for decode in (base64.b85decode, base64.a85decode):
+        try:
+            if (found := _text_of(decode(text))) is not None:
+                return found
+        except ValueError:
+            continue
+    return None
 
 
 def _from_hex(text: str) -> str | None:
