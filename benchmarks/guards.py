@@ -23,17 +23,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from prometheus_client import CollectorRegistry
+
 from benchmarks.guard_texts import LOOK_BAD, LOOK_BAD_HELD_OUT, TOXIC, Attack, attacks
 from benchmarks.record import Figure, Record, arguments, columns
 from potstill.intervals import wilson
 from potstill.redaction import KINDS
 from potstill.redaction.rules import find
 from potstill.serving.guards.blocklist import Blocklist, of_words
+from potstill.serving.guards.decisions import Counters
 from potstill.serving.guards.injection import score
-from potstill.serving.guards.personal import Placeholders
-from potstill.serving.guards.settings import InjectionScreen, ToxicityScreen
+from potstill.serving.guards.settings import InjectionScreen, ScreenSettings, ToxicityScreen
 from potstill.serving.guards.toxicity import load_toxicity
 from potstill.serving.guards.windows import Chain, Listed, Stretches
+from potstill.serving.screen import Screen
 
 VARIABLE = "POTSTILL_DATA"
 THRESHOLD = InjectionScreen().threshold
@@ -92,13 +95,21 @@ def _banking(path: Path) -> list[str]:
         return [row["text"] for row in csv.DictReader(stream)]
 
 
-def corpus_of_others() -> tuple[list[str], list[str]] | None:
-    """Attacks and look-alikes of bastioncorpus; None where it is not installed."""
+def corpus_of_others() -> dict[str, tuple[list[str], list[str]]]:
+    """Attacks and look-alikes of bastioncorpus, by half; nothing where it is not installed.
+
+    Its rows with an even place were looked at while the rules were written, the others were not.
+    """
     if find_spec("bastioncorpus") is None:
-        return None
+        return {}
     folder = Path(str(import_module("bastioncorpus").__file__)).parent
     rows = [json.loads(line) for line in (folder / "corpus" / "injections.jsonl").read_text("utf-8").splitlines()]
-    return tuple([each["text"] for each in rows if each["label"] == label] for label in ("malicious", "benign"))  # type: ignore[return-value]
+    found = {}
+    for half, place in (("by others, looked at", 0), ("by others, held out", 1)):
+        labels = ("malicious", "benign")
+        hostile, harmless = ([row["text"] for row in rows[place::2] if row["label"] == each] for each in labels)
+        found[half] = hostile, harmless
+    return found
 
 
 # What is found
@@ -124,11 +135,11 @@ def injections(record: Record, traffic: dict[str, list[str]], quick: bool, show:
     for half, texts in benign.items():
         harmless(record, f"refused, only looks bad, {half}", texts, rows, show and half == "development")
     others = corpus_of_others()
-    if others is None:
+    if not others:
         record.note("bastioncorpus is not installed: attacks written by others not measured")
-    else:
-        share(record, "attacks found, by others", [score(each).score >= THRESHOLD for each in others[0]], rows)
-        harmless(record, "refused, look-alikes by others", others[1], rows, False)
+    for half, (hostile, harmless_ones) in others.items():
+        share(record, f"attacks found, {half}", [score(each).score >= THRESHOLD for each in hostile], rows)
+        harmless(record, f"refused, look-alikes {half}", harmless_ones, rows, False)
     for name, texts in traffic.items():
         found = harmless(record, f"refused, {name}", texts[:: 10 if quick else 1], rows, show)
         record.check(f"refused, {name}", found, at_most=0.001)
@@ -217,22 +228,27 @@ def costs(record: Record, runs: int) -> None:
     """Microseconds for a text of 1,024 characters, plain and with figures in it, each screen alone and all together."""
     plain = (TEXT * 4)[:1024]
     figured = ("Order 4711 of 2026-01-05 for 3 people, +1 415 555 2671, ann.lee@example.org. " + TEXT * 4)[:1024]
-    words = Blocklist((of_words([f"project{chr(97 + at % 26)} {chr(97 + at // 26)}falcon" for at in range(200)]),))
-    redactor = Placeholders(kinds=KINDS, key=b"k", actions=dict.fromkeys(KINDS, "redact"))
-    screens: dict[str, Callable[[str], Any]] = {
-        "injection": score, "personal": lambda text: redactor.text(text, "c"), "blocklist of 200": words.hit,
-    }  # fmt: skip
+    listed = [f"project{chr(97 + at % 26)} {chr(97 + at // 26)}falcon" for at in range(200)]
+    words = Blocklist((of_words(listed),))
+    sections: dict[str, Any] = {"injection": {}, "personal": {}, "blocklist": {"words": listed}}
     if find_spec("profanity_check") is not None:
-        screens["toxicity"] = load_toxicity().score
+        sections["toxicity"] = {}
+    screens = {name: screen_of({name: each}) for name, each in sections.items()} | {"all screens": screen_of(sections)}
     for kind, text in (("plain", plain), ("with figures", figured)):
+        messages = [{"role": "user", "content": text}]
         for name, screen in screens.items():
-            record.figure(f"{name}, 1 KB {kind}", timed(lambda: screen(text), runs), "us")  # noqa: B023
-        every = timed(lambda: [each(text) for each in screens.values()], runs)  # noqa: B023
-        together = record.figure(f"all screens, 1 KB {kind}", every, "us")
-        if kind == "plain":
-            record.check("all screens, 1 KB plain", together, at_most=150, unit="us")
+            figure = record.figure(f"{name}, 1 KB {kind}", timed(lambda: screen._look(messages, "c"), runs), "us")  # noqa: B023
+            if name == "all screens" and kind == "plain":
+                record.check("all screens, 1 KB plain", figure, at_most=150, unit="us")
     pieces = [figured[at : at + 4] for at in range(0, 1024, 4)]
     record.figure("filter, a stream of 1 KB in 256 pieces", timed(lambda: streamed(pieces, words), runs // 4), "us")
+
+
+def screen_of(sections: dict[str, Any]) -> Screen:
+    """The step of the server with these sections; everything that it does to a request but its header and counters."""
+    screen = Screen(ScreenSettings.model_validate(sections), Counters.of(CollectorRegistry()))
+    screen._warm()
+    return screen
 
 
 def streamed(pieces: Sequence[str], words: Blocklist) -> None:

@@ -1,4 +1,4 @@
-"""Promises of the screen and the filter in the server: what is refused, redacted, put back, cut, counted and captured."""
+"""Promises of screen and filter in the server: what is refused, redacted, put back, cut, counted and captured."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +257,17 @@ def test_a_classifier_of_ones_own_decides_with_the_rules(opened: Any) -> None:
 def test_a_long_request_is_looked_at_too(opened: Any) -> None:
     door = opened(screen={"injection": {}, "timeout_ms": 5_000})
     assert door.ask("so it is. " * 2_000 + ATTACK)[0] == 400
+
+
+@pytest.mark.skipif(find_spec("profanity_check") is None, reason="alt-profanity-check is not installed")
+def test_abuse_is_flagged_in_requests_and_withheld_in_answers(opened: Any) -> None:
+    text = "You are a stupid idiot, shut up."
+    door = opened(screen={"toxicity": {}})
+    assert door.ask(text)[3]["x-potstill-screen"] == "toxicity=flag"
+    assert "x-potstill-screen" not in door.ask("Why was my card declined?")[3]
+    door = opened(filter={"toxicity": {}})
+    for stream in (False, True):
+        assert door.ask(text, stream=stream)[1] == "This answer was withheld."
 
 
 def test_what_is_not_installed_is_refused_at_the_start(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ linear time whatever it is given; where it is not installed, Python's `re` takes
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib import import_module
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import RecipeError
+from potstill.serving.guards.normalise import TOKEN, Reading, plain
 from potstill.serving.guards.settings import ListSettings
 
 WIDEST = 256  # characters of a match that a stream waits for; a pattern that may match more needs the whole answer
@@ -32,6 +33,11 @@ class Pattern:
 
     compiled: Any
     width: int | None
+    firsts: frozenset[str] | None = None  # first words of all that it matches, where they are known
+
+    def may_match(self, tokens: Collection[str]) -> bool:
+        """Whether it can match a plain text of these words; cheap."""
+        return self.firsts is None or not self.firsts.isdisjoint(tokens)
 
     def first(self, text: str, start: int) -> Span | None:
         found = self.compiled.search(text, start)
@@ -50,6 +56,13 @@ class Blocklist:
 
     def hit(self, text: str) -> bool:
         return any(each.compiled.search(text) for each in self.patterns)
+
+    def read(self, reading: Reading) -> bool:
+        """Whether the text holds what is listed, also behind figures, other alphabets, marks or spaces."""
+        if any(each.may_match(reading.tokens) and each.compiled.search(reading.lower) for each in self.patterns):
+            return True
+        disguised = [each for each in reading.views() if each is not reading.lower]
+        return any(map(self.hit, disguised)) or (not reading.text.isascii() and self.hit(reading.text))
 
     def first(self, text: str, start: int) -> Span | None:
         """The match that begins first from `start` on, the longest of those that begin there; never an empty one."""
@@ -94,7 +107,9 @@ def of_words(words: Iterable[str]) -> Pattern:
     """One pattern for all words, whole words only; a space of a phrase stands for up to three of any kind."""
     tree: Tree = {}
     width = 0
-    for word in words:
+    given = list(words)
+    firsts = [TOKEN.match(plain(each).replace("'", "")) for each in given]
+    for word in given:
         letters = [r"\s{1,3}" if each == " " else each for each in " ".join(word.casefold().split())]
         width = max(width, sum(3 if len(each) > 1 else 1 for each in letters))
         node = tree
@@ -102,7 +117,8 @@ def of_words(words: Iterable[str]) -> Pattern:
             node = node.setdefault(each, {})
         node[_END] = {}
     text = rf"(?<![^\W_])(?:{_written(tree)})(?![^\W_])"
-    return Pattern(re.compile(text, re.IGNORECASE), width + 1 if width < WIDEST else None)
+    known = frozenset(each.group() for each in firsts if each) if all(firsts) else None
+    return Pattern(re.compile(text, re.IGNORECASE), width + 1 if width < WIDEST else None, known)
 
 
 def _written(node: Tree) -> str:

@@ -11,20 +11,20 @@ The score is 1 - prod(1 - weight) over families. What it finds and what it finds
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from operator import attrgetter
 
 from potstill.serving.guards.lexicon import CLASSES, OTHER_ALPHABETS, RAREST, RULES, SIGNS
-from potstill.serving.guards.normalise import decoded, joined, plain, rot13, unfigured, unsplit
+from potstill.serving.guards.normalise import MARKED, TOKEN, Reading, decoded, joined, rot13, unfigured, unsplit
 
-TOKEN = re.compile(r"[a-z0-9]+(?:'[a-z]+)?|[.!?;:\n]")
 OTHER, STOP, SINGLE = ".", "|", "\u0100"
 TURNED, BACKWARDS = "\u0101", "\u0102"
 _FIRST_CLASS = 0x0103
 
 _HIDDEN = 0.45  # what hiding an attack adds to it
-_MARKED = re.compile(r"[*_~^|\u00b7\u2022-](?<=[a-z].)(?=[a-z])|[.][a-z][.]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,20 +45,24 @@ class _Rule:
     needs: tuple[frozenset[str], ...]
     pattern: re.Pattern[str]
 
-    def __lt__(self, other: _Rule) -> bool:
-        return self.place < other.place
+
+_place = attrgetter("place")
 
 
 def score(text: str) -> Verdict:
     """The verdict over a text and everything that is hidden in it."""
+    return score_reading(Reading(text))
+
+
+def score_reading(reading: Reading) -> Verdict:
     found: dict[str, float] = {}
-    _look(text, found, 0)
+    _look(reading, found, 0)
     return _verdict(found)
 
 
-def score_all(texts: list[str]) -> Verdict:
+def score_all(readings: Iterable[Reading]) -> Verdict:
     """The verdict over several texts of one request: the worst of them, not their sum."""
-    return max((score(each) for each in texts), key=lambda each: each.score, default=Verdict(0.0, ()))
+    return max((score_reading(each) for each in readings), key=lambda each: each.score, default=Verdict(0.0, ()))
 
 
 def _verdict(found: dict[str, float]) -> Verdict:
@@ -68,39 +72,46 @@ def _verdict(found: dict[str, float]) -> Verdict:
     return Verdict(round(1 - prod(1 - found[name] for name in families), 4), tuple(families))
 
 
-def _look(text: str, found: dict[str, float], depth: int) -> None:
+def _look(reading: Reading, found: dict[str, float], depth: int) -> None:
     """Add what the text and its decoded parts hold; encodings are followed twice, no further."""
-    lower = plain(text)
+    text, lower = reading.text, reading.lower
     if not text.isascii():
         _other_alphabets(text, found)
     _signs(lower, found)
-    classes = _classes_of(lower)
+    classes = _classes_of(reading.tokens)
     _rules(classes, found)
-    _disguised(lower, classes, found)
+    _disguised(reading, classes, found)
     if depth < 2:
         for each in decoded(text):
             hidden: dict[str, float] = {}
-            _look(each, hidden, depth + 1)
+            _look(Reading(each), hidden, depth + 1)
             _add_hidden(hidden, found)
 
 
-def _disguised(lower: str, classes: str, found: dict[str, float]) -> None:
+def _disguised(reading: Reading, classes: str, found: dict[str, float]) -> None:
     """Words behind figures, set apart, broken by marks, turned by thirteen letters or written backwards."""
-    if (written := unfigured(lower)) is not lower and written != lower:
-        _try(written, found)
+    lower = reading.lower
+    if (written := unfigured(lower)) != lower:
+        _try_if_new(written, reading, found)
     if classes.count(SINGLE) >= 5 and _singles().search(classes):
         _try(_cut(joined(lower)), found)
-    if _MARKED.search(lower):
-        _try(unsplit(lower), found)
+    if MARKED.search(lower):
+        _try_if_new(unsplit(lower), reading, found)
     if classes.count(TURNED) >= 2:
         _try(rot13(lower), found)
     if classes.count(BACKWARDS) >= 2:
         _try(lower[::-1], found)
 
 
+def _try_if_new(lower: str, reading: Reading, found: dict[str, float]) -> None:
+    """Look at a view that shows a known word which the text itself does not."""
+    if not _table().keys().isdisjoint(set(TOKEN.findall(lower)).difference(reading.tokens)):
+        _try(lower, found)
+
+
 def _try(lower: str, found: dict[str, float]) -> None:
     hidden: dict[str, float] = {}
-    _rules(_classes_of(lower), hidden)
+    _rules(_classes_of(TOKEN.findall(lower.replace("'", ""))), hidden)
     _signs(lower, hidden)
     _add_hidden({each: weight for each, weight in hidden.items() if weight > found.get(each, 0.0)}, found)
 
@@ -112,16 +123,16 @@ def _add_hidden(hidden: dict[str, float], found: dict[str, float]) -> None:
         found[family] = max(weight, found.get(family, 0.0))
 
 
-def _classes_of(lower: str) -> str:
+def _classes_of(tokens: list[str]) -> str:
     get = _table().get
-    return "".join([get(each, OTHER) for each in TOKEN.findall(lower)])
+    return "".join([get(each, OTHER) for each in tokens])
 
 
 def _rules(classes: str, found: dict[str, float]) -> None:
     present = set(classes)
     by_letter = _by_letter()
     worth_a_try = {rule for letter in present & by_letter.keys() for rule in by_letter[letter]}
-    for rule in sorted(worth_a_try):
+    for rule in sorted(worth_a_try, key=_place):
         if rule.weight <= found.get(rule.family, 0.0) or any(map(present.isdisjoint, rule.needs)):
             continue
         if rule.pattern.search(classes):
@@ -153,12 +164,12 @@ def _cut(text: str) -> str:
 @lru_cache(maxsize=1)
 def _members() -> dict[str, frozenset[str]]:
     """The words of every class; a word that a rule spells out is a class of itself."""
-    members = {name: frozenset(words.split()) for name, words in CLASSES.items()}
+    members = {name: frozenset(words.replace("'", "").split()) for name, words in CLASSES.items()}
     for _, _, rule in RULES:
         for part in rule.split():
             for name in part.split("/"):
                 if not name.startswith("~") and name not in members:
-                    members[name] = frozenset([name])
+                    members[name] = frozenset([name.replace("'", "")])
     return members
 
 

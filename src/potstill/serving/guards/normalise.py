@@ -14,8 +14,11 @@ import binascii
 import html
 import re
 import unicodedata
+from collections import Counter
+from collections.abc import Iterator
 from urllib.parse import unquote
 
+TOKEN = re.compile(r"[a-z0-9]+|[.!?;:\n]")
 MOST_DECODED = 65_536  # characters of a text's decoded spans that are looked at; the rest is not
 _SAME_LETTERS = {  # a Latin letter and the letters of other alphabets that look like it
     "a": "\u0430\u03b1\u0251\u1d00\u13aa\u15c5", "b": "\u042c\u0184\u0253\u0299\u13cf\u15af",
@@ -44,17 +47,42 @@ _FIGURES = str.maketrans("013457@$", "oieastas")
 _FIGURE = re.compile("[0-9@$]")
 _APART = re.compile(r"(?<![^\W_])(?:[^\W\d_][ .\-_*|/\\]{1,3}){4,}[^\W\d_](?![^\W_])")
 _BETWEEN = re.compile(r"[.\-_*|/\\]+|(?<! ) (?! )")
-_SPLIT = re.compile(r"(?<=[a-z])[*_~^|\u00b7\u2022-](?=[a-z])|(?<=[a-z])[.](?=[a-z][.][a-z])|(?<=[.][a-z])[.](?=[a-z])")
+MARKED = re.compile(r"[*_~^|\u00b7\u2022.-](?<=[a-z].)(?=[a-z])")
+ALONE = re.compile(r"(?:^|[ \n])[^\W_][ .\-_*|/\\]{1,3}[^\W_][ .\-_*|/\\]{1,3}[^\W_](?![^\W_])")
+# Marks between letters go; a point does only where a letter stands alone beside it (`i.g.n.o.r.e`, not `end.Next`).
+_SPLIT = re.compile(r"[*_~^|\u00b7\u2022.-](?<=[a-z].)(?=[a-z])(?:(?<![.])|(?=[a-z](?![a-z]))|(?<=(?<![a-z])[a-z].))")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{20,}={0,2}")
 _BASE32 = re.compile(r"(?<![^\s:'\"(])[A-Z2-7]{24,}={0,6}")
 _BASE85 = re.compile(r"(?<!\S)\S{25,}")
-_HEX = re.compile(r"(?:[0-9a-fA-F]{2}){12,}|(?:[0-9a-fA-F]{2}[ :]){11,}[0-9a-fA-F]{2}")
+_HEX = re.compile(r"\b(?:(?:[0-9a-fA-F]{2}){12,}|(?:[0-9a-fA-F]{2}[ :]){11,}[0-9a-fA-F]{2})")
 _BYTES = re.compile(r"(?:\\x[0-9a-fA-F]{2}){6,}|(?:\\u[0-9a-fA-F]{4}){6,}")
-_BITS = re.compile(r"(?:[01]{8} ?){8,}")
+_BITS = re.compile(r"\b(?:[01]{8} ?){8,}")
 _LETTERS = re.compile(r"[A-Za-z]")
 _DIGIT = re.compile("[0-9]")
 _LONG_WORD = 20
 _ROT13 = str.maketrans("abcdefghijklmnopqrstuvwxyz", "nopqrstuvwxyzabcdefghijklm")
+
+
+class Reading:
+    """A text with what every guard needs of it, worked out once: in plain letters, and its words and sentence ends."""
+
+    __slots__ = ("lower", "text", "tokens")
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.lower = plain(text)
+        self.tokens: list[str] = TOKEN.findall(self.lower.replace("'", ""))
+
+    def views(self) -> Iterator[str]:
+        """The text in plain letters, and as it reads when a disguise of its words is undone, where there may be one."""
+        yield self.lower
+        written = unfigured(self.lower)
+        if written != self.lower:
+            yield written
+        if MARKED.search(self.lower):
+            yield unsplit(self.lower)
+        if ALONE.search(self.lower):
+            yield joined(self.lower)
 
 
 def plain(text: str) -> str:
@@ -102,13 +130,7 @@ def decoded(text: str) -> list[str]:
         found += [_from_tags(each) for each in _TAGS.findall(text)]
         found += filter(None, (_from_selectors(each) for each in _SELECTORS.findall(text)))
     if len(text) >= _LONG_WORD:
-        if max(map(len, text.split()), default=0) >= _LONG_WORD:
-            found += filter(None, map(_from_base64, _BASE64.findall(text)))
-            found += filter(None, map(_from_base32, _BASE32.findall(text)))
-            found += filter(None, map(_from_base85, _BASE85.findall(text)))
-        if len(_DIGIT.findall(text)) >= 12:
-            found += filter(None, map(_from_hex, _HEX.findall(text)))
-            found += filter(None, map(_from_bits, _BITS.findall(text)))
+        found += _from_words(text, text.split())
     if "\\x" in text or "\\u00" in text:
         found += [_from_bytes(each) for each in _BYTES.findall(text)]
     if text.count("%") >= 6:
@@ -116,6 +138,19 @@ def decoded(text: str) -> list[str]:
     if text.count("&#") >= 6:
         found.append(html.unescape(text))
     return [each[:MOST_DECODED] for each in found if each and _LETTERS.search(each)]
+
+
+def _from_words(text: str, words: list[str]) -> list[str]:
+    """What long words decode to, and rows of two hexadecimal figures or eight bits."""
+    found: list[str | None] = []
+    if long := " ".join([each for each in words if len(each) >= _LONG_WORD]):
+        for pattern, decode in _ENCODINGS:
+            found += map(decode, pattern.findall(long))
+    if len(_DIGIT.findall(text)) >= 12:
+        lengths = Counter(map(len, words))
+        found += map(_from_hex, _HEX.findall(text)) if lengths[2] >= 12 else ()
+        found += map(_from_bits, _BITS.findall(text)) if lengths[8] >= 8 else ()
+    return list(filter(None, found))
 
 
 def _from_tags(text: str) -> str:
@@ -179,3 +214,12 @@ def _text_of(data: bytes) -> str | None:
         return None
     shown = sum(each.isprintable() or each in "\n\t" for each in text)
     return text if len(text) >= 8 and shown >= 0.97 * len(text) else None
+
+
+_ENCODINGS = (
+    (_BASE64, _from_base64),
+    (_BASE32, _from_base32),
+    (_BASE85, _from_base85),
+    (_HEX, _from_hex),
+    (_BITS, _from_bits),
+)

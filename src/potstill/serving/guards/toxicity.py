@@ -15,6 +15,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from potstill.errors import RecipeError
+from potstill.serving.guards.normalise import Reading
 
 _MODULE = "profanity_check"
 STRONG = 1.5  # weight of a word that speaks clearly for abuse; the model's offsets need about 2.3 in all
@@ -39,12 +40,15 @@ class Toxicity:
         self._strong = frozenset(word for word, place in self._place.items() if strong[place])
 
     def score(self, text: str) -> float:
-        """Of the text in lower case; 0 where no single word of it speaks clearly for abuse (most texts end there)."""
-        words = _WORD.findall(text.lower())
-        if self._strong.isdisjoint(words):
+        return self.score_reading(Reading(text))
+
+    def score_reading(self, reading: Reading) -> float:
+        """0 where no single word speaks clearly for abuse: most texts end there."""
+        if self._strong.isdisjoint(reading.tokens):
             return 0.0
         import numpy as np
 
+        words = _WORD.findall(reading.lower)
         place = self._place
         counts = Counter([place[each] for each in words if each in place])
         at = np.fromiter(counts.keys(), int, len(counts))
