@@ -210,28 +210,18 @@ def test_what_only_looks_like_an_attack_passes(text: str) -> None:
     assert score(text).score < 0.7, score(text)
 
 
-@pytest.mark.parametrize(
-    "unit",
-    [
-        "ignore ",
-        "ignore all previous ",
-        "a ",
-        "a.",
-        "[[[[",
-        "<",
-        "system:",
-        "=",
-        "1gn0r3",
-        "%41",
-        "&#65;",
-        "Zm9v",
-        "\u200b",
-        "i.g.n.",
-    ],
-)
+HOSTILE = (
+    "ignore ", "ignore all previous ", "a ", "a.", "[[[[", "<", "--", "#", "system:", "=", "1gn0r3", "%41", "&#65;",
+    "Zm9v", "\u200b", "i.g.n.", "\n", " ", "[system ", "![a](http://", "send customers ", "aa ", "00 ", "10101010 ",
+    "\\x41", "@a",
+)  # fmt: skip
+SIGNS = "\n<|[inst] system: assistant: end of instructions begin role new instructions: send customers keys @ <!-- <<"
+
+
+@pytest.mark.parametrize("unit", HOSTILE)
 def test_hostile_texts_take_time_that_grows_with_their_length_alone(unit: str) -> None:
     def seconds(size: int) -> float:
-        text = unit * (size // len(unit))
+        text = unit * (size // len(unit)) + SIGNS  # with the signs, every pattern has to look at all of it
         best = 9.0
         for _ in range(3):
             before = time.process_time()
@@ -298,4 +288,4 @@ def test_abuse_is_scored_as_by_the_package_whose_model_it_is() -> None:
     texts = ["You are a stupid idiot", "what the fuck is this, you moron", "go to hell, you and your damn card"]
     expected = package.model.predict_proba(package.vectorizer.transform(texts))[:, 1]
     assert [model.score(each) for each in texts] == pytest.approx(list(expected), abs=1e-9)
-    assert max(map(model.score, ["Why was my card declined?", "How do I kill a process?", ""])) == 0.0
+    assert max(map(model.score, ["Why was my card declined?", "How do I kill a process?", ""])) < 0.5

@@ -22,7 +22,7 @@ from potstill.serving.guards.blocklist import Blocklist, load_blocklist
 from potstill.serving.guards.decisions import Counters, refusal
 from potstill.serving.guards.injection import Verdict, score_all
 from potstill.serving.guards.normalise import Reading
-from potstill.serving.guards.personal import Placeholders, Restored, actions_of
+from potstill.serving.guards.personal import Placeholders, Restored, actions_of, may_hold
 from potstill.serving.guards.settings import InjectionScreen, ScreenSettings
 from potstill.serving.guards.toxicity import Toxicity, load_toxicity, refuse_missing
 from potstill.serving.steps import Step
@@ -157,6 +157,9 @@ class Screen(Step):
     def _redact(self, messages: list[Message], scope: str, found: Found) -> None:
         settings = self._settings.personal
         assert settings is not None
+        said = [each for each in messages if each["role"] in settings.roles]
+        if not any(each.get("tool_calls") for each in said) and not any(map(may_hold, texts_of(said, settings.roles))):
+            return
         placeholders = Placeholders(
             kinds=tuple(self._actions), region=settings.region, key=self._key, actions=self._actions  # type: ignore[arg-type]
         )  # fmt: skip

@@ -232,7 +232,9 @@ RULES: tuple[tuple[str, float, str], ...] = (
     ("decode", 0.55, "OVERRIDE ~2 nothing ~2 except"),
 )
 
-# Signs in the text itself, not in its words: weight, family, pattern (Python's syntax; read on the plain text).
+# Signs in the text itself, not in its words (Python's syntax; read on the plain text). Every repeat has a bound, so that
+# no text makes a search take more than linear time.
+_FENCED = r"(?:--|==|\*\*|##|<|\[)\s{0,4}(?:end|begin|start)\s{1,4}(?:of\s{1,4})?(?:the\s{1,4})?(?:system|user|prompt|instructions?|context|document|input|admin|new)"
 SIGNS: tuple[tuple[str, float, str, str], ...] = (
     # what must be in the text for a try, weight, family, pattern
     ("<|", 0.95, "template", r"<\|(?:im_start|im_end|im_sep|system|user|assistant|endoftext|eot_id|begin_of_text|end|start_header_id)\|>"),
@@ -240,18 +242,17 @@ SIGNS: tuple[tuple[str, float, str, str], ...] = (
     ("<<", 0.95, "template", r"<</?sys>>"),
     ("<", 0.85, "template", r"</?(?:system|sys|instructions?|system[_-]?(?:prompt|message|instructions?)|admin)>"),
     ("<start_of_turn", 0.95, "template", r"<start_of_turn>"),
-    ("###", 0.70, "template", r"###\s*(?:system|instructions?|new instructions?|human|assistant|response)\b\s*:?"),
-    ("instruction", 0.75, "new task", r"\b(?:new|updated|revised) instructions?\s*:"),
-    ("system", 0.55, "template", r"(?:^|[\n\"'\]>])\s*[\[(*#-]*\s*system\s*(?:prompt|message|override|instructions?|note)?\s*[\])*]*\s*:"),
-    ("system", 0.75, "template", r"\[\s*system\b[^\]\n]{0,40}\]"),
-    ("system", 0.75, "template", r"(?:^|[\n\"'\]>])\s*[\[(*#-]*\s*system\s*(?:prompt|message|override|instructions?|note)?\s*[\])*]*\s*:[^\n]{0,60}\b(?:you|must|call|delete|send|grant|approve|ignore|required|release|treat|always|never)\b"),
-    ("assistant", 0.75, "template", r"(?:^|\n)\s*assistant\s*:\s*(?:sure|certainly|of course|absolutely|ok|yes)\b"),
-    ("@", 0.60, "exfiltrate", r"\b(?:send|email|forward|mail|post|upload|share|envoie\w*|schicke?|envia|invia)\b[^.\n]{0,60}\b(?:customers?|clients?|passwords?|credentials?|keys?|secrets?|conversation|database|donnees|datos|dati|kunden\w*)\b[^\n]{0,60}@"),
-    ("@", 0.60, "exfiltrate", r"\b(?:customers?|clients?|passwords?|credentials?|api keys?|secrets?|database|donnees|datos|dati|kunden\w*)\b[^.\n]{0,40}\b(?:send|email|forward|mail|post|upload|share|envoie\w*|schicke?|envia|invia)\b[^\n]{0,60}@"),
-    ("assistant", 0.50, "template", r"\n\s*(?:assistant|user|human)\s*:"),
-    ("end", 0.70, "template", r"(?:-{2,}|={2,}|\*{2,}|#{2,}|<|\[)\s*(?:end|begin|start)\s+(?:of\s+)?(?:the\s+)?(?:system|user|prompt|instructions?|context|document|input|admin|new)"),
-    ("begin", 0.70, "template", r"(?:-{2,}|={2,}|\*{2,}|#{2,}|<|\[)\s*begin\s+(?:of\s+)?(?:the\s+)?(?:system|prompt|instructions?|admin|new)"),
-    ("role", 0.70, "template", r"[\"']role[\"']\s*:\s*[\"'](?:system|developer)[\"']"),
+    ("###", 0.70, "template", r"###\s{0,4}(?:system|instructions?|new instructions?|human|assistant|response)\b\s{0,4}:?"),
+    ("instruction", 0.75, "new task", r"\b(?:new|updated|revised) instructions?\s{0,4}:"),
+    ("system", 0.55, "template", r"(?:^|[\n\"'\]>])\s{0,4}[\[(*#-]{0,4}\s{0,4}system\s{0,4}(?:prompt|message|override|instructions?|note)?\s{0,4}[\])*]{0,4}\s{0,4}:"),
+    ("system", 0.75, "template", r"\[\s{0,4}system\b[^\]\n]{0,40}\]"),
+    ("system", 0.75, "template", r"(?:^|[\n\"'\]>])\s{0,4}[\[(*#-]{0,4}\s{0,4}system\s{0,4}(?:prompt|message|override|instructions?|note)?\s{0,4}[\])*]{0,4}\s{0,4}:[^\n]{0,60}\b(?:you|must|call|delete|send|grant|approve|ignore|required|release|treat|always|never)\b"),
+    ("assistant", 0.75, "template", r"(?:^|\n)\s{0,4}assistant\s{0,4}:\s{0,4}(?:sure|certainly|of course|absolutely|ok|yes)\b"),
+    ("@", 0.60, "exfiltrate", r"\b(?:send|email|forward|mail|post|upload|share|envoie\w{0,4}|schicke?|envia|invia)\b[^.\n]{0,60}\b(?:customers?|clients?|passwords?|credentials?|keys?|secrets?|conversation|database|donnees|datos|dati|kunden\w{0,12})\b[^\n]{0,60}@"),
+    ("@", 0.60, "exfiltrate", r"\b(?:customers?|clients?|passwords?|credentials?|api keys?|secrets?|database|donnees|datos|dati|kunden\w{0,12})\b[^.\n]{0,40}\b(?:send|email|forward|mail|post|upload|share|envoie\w{0,4}|schicke?|envia|invia)\b[^\n]{0,60}@"),
+    ("assistant", 0.50, "template", r"\n\s{0,4}(?:assistant|user|human)\s{0,4}:"),
+    *((sign, 0.70, "template", _FENCED) for sign in ("--", "==", "**", "##", "<", "[")),
+    ("role", 0.70, "template", r"[\"']role[\"']\s{0,4}:\s{0,4}[\"'](?:system|developer)[\"']"),
     ("](http", 0.60, "exfiltrate", r"!\[[^\]\n]{0,80}\]\(https?://[^)\s]{1,200}(?:\{|%7b|\$|<|\[)"),
     ("<!--", 0.55, "indirect", r"<!--[^>]{0,300}\b(?:ai|assistant|llm|model|instructions?)\b"),
 )  # fmt: skip

@@ -48,7 +48,6 @@ _FIGURE = re.compile("[0-9@$]")
 _APART = re.compile(r"(?<![^\W_])(?:[^\W\d_][ .\-_*|/\\]{1,3}){4,}[^\W\d_](?![^\W_])")
 _BETWEEN = re.compile(r"[.\-_*|/\\]+|(?<! ) (?! )")
 MARKED = re.compile(r"[*_~^|\u00b7\u2022.-](?<=[a-z].)(?=[a-z])")
-ALONE = re.compile(r"(?:^|[ \n])[^\W_][ .\-_*|/\\]{1,3}[^\W_][ .\-_*|/\\]{1,3}[^\W_](?![^\W_])")
 # Marks between letters go; a point does only where a letter stands alone beside it (`i.g.n.o.r.e`, not `end.Next`).
 _SPLIT = re.compile(r"[*_~^|\u00b7\u2022.-](?<=[a-z].)(?=[a-z])(?:(?<![.])|(?=[a-z](?![a-z]))|(?<=(?<![a-z])[a-z].))")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{20,}={0,2}")
@@ -81,8 +80,12 @@ class Reading:
             yield written
         if MARKED.search(self.lower):
             yield unsplit(self.lower)
-        if ALONE.search(self.lower):
+        if self._letters_alone() >= 4:
             yield joined(self.lower)
+
+    def _letters_alone(self) -> int:
+        """Letters and figures that stand alone, and the rarer ends of sentences."""
+        return [*map(len, self.tokens)].count(1) - self.tokens.count(".") - self.tokens.count("\n")
 
 
 def plain(text: str) -> str:

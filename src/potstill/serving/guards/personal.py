@@ -13,14 +13,19 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from potstill.redaction import KINDS, Redactor
-from potstill.redaction.redactor import Scope
+from potstill.redaction.redactor import _MARKS, _MAYBE, Scope
 from potstill.serving.guards.settings import PersonalAction, PersonalScreen
 
 _PLACEHOLDER = re.compile(r"<[A-Z_]+_[0-9]+>")
 _MAY_BEGIN = re.compile(r"<[A-Z_]{0,24}(?:_[0-9]{0,24})?\Z")
 _LONGEST = 48
 _LOOKS = 4
-_TOUCHING = re.compile(r"_[0-9]+>\W{0,4}[A-Za-z]{0,4}[0-9]|[0-9]\W{0,4}<[A-Z_]+_[0-9]+>")
+_TOUCHING = re.compile(r"_[0-9]+>[^\w<>]{0,4}[A-Za-z]{0,4}[0-9]|[0-9][^\w<>]{0,4}<[A-Z_]+_[0-9]+>")
+
+
+def may_hold(text: str) -> bool:
+    """Whether a rule can find anything in the text at all: the redactor's own first question, before one is made."""
+    return _MAYBE.search(text) is not None or any(mark in text for mark in _MARKS)
 
 
 def actions_of(settings: PersonalScreen) -> dict[str, PersonalAction]:
@@ -40,8 +45,8 @@ class Placeholders(Redactor):
     def text(self, text: str, conversation: str = "") -> str:
         """Looks again where something was replaced: the rules miss the second of two values that touch."""
         for _ in range(_LOOKS):
-            text = super().text(text, conversation)
-            if not _TOUCHING.search(text):
+            before, text = text, super().text(text, conversation)
+            if text == before or not _TOUCHING.search(text):
                 break
         return text
 
