@@ -270,6 +270,13 @@ def test_abuse_is_flagged_in_requests_and_withheld_in_answers(opened: Any) -> No
         assert door.ask(text, stream=stream)[1] == "This answer was withheld."
 
 
+def test_a_request_whose_personal_data_could_not_be_looked_for_in_time_never_passes(opened: Any) -> None:
+    text = f"so it is. {MAIL} " * 20_000
+    settings = {"timeout_ms": 1, "on_fault": "allow"}
+    assert opened(screen=settings | {"personal": {}}).ask(text)[0] == 400
+    assert opened(screen=settings | {"injection": {}}).ask(text)[0] == 200
+
+
 def test_what_is_not_installed_is_refused_at_the_start(opened: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("potstill.serving.guards.toxicity.find_spec", lambda _: None)
     with pytest.raises(RecipeError, match=r"serve\.screen\.toxicity: needs alt-profanity-check"):

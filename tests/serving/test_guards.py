@@ -234,6 +234,18 @@ def test_hostile_texts_take_time_that_grows_with_their_length_alone(unit: str) -
     assert large <= 40 * small + 0.05  # eight times the text; quadratic would be sixty-four times
 
 
+@pytest.mark.parametrize("unit", ["1", "1 ", "12-", "1.1.", "4111 ", "a@b.", "token=", "://a", "DE89 "])
+def test_a_text_full_of_figures_is_redacted_in_time_that_grows_with_its_length_alone(unit: str) -> None:
+    def seconds(size: int) -> float:
+        redactor = placeholders()
+        before = time.process_time()
+        redactor.text(unit * (size // len(unit)), "c")
+        return time.process_time() - before
+
+    seconds(1_000)
+    assert seconds(80_000) <= 24 * seconds(10_000) + 0.1  # eight times the text
+
+
 # Blocklists
 
 

@@ -29,7 +29,7 @@ from potstill.serving.guards.decisions import Counters, refusal
 from potstill.serving.guards.secrets import find_more, refuse_missing_detector
 from potstill.serving.guards.settings import FilterSettings
 from potstill.serving.guards.toxicity import load_toxicity, refuse_missing
-from potstill.serving.guards.windows import Chain, Cut, Finding, Listed, Passing, Stretches, Window
+from potstill.serving.guards.windows import Chain, Cut, Finding, Listed, Passing, Stretches, Window, sparing
 from potstill.serving.steps import Step
 
 if TYPE_CHECKING:
@@ -196,7 +196,7 @@ class AnswerFilter(Step):
         return self._settings.personal.region if self._settings.personal else "US"
 
     def _find(self, text: str) -> list[Finding]:
-        spans = find(text, self._action_of, self._region())
+        spans = sparing(lambda piece: find(piece, self._action_of, self._region()))(text)
         if "SECRET" in self._action_of:
             spans = find_more(text, spans)
         return spans

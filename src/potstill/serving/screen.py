@@ -2,7 +2,8 @@
 
 What is found is refused, flagged (header, metric, capture) or, for personal data, replaced before any model, cache or
 log sees it. Short requests are looked at in the event loop (microseconds a kilobyte); long ones and classifiers in a
-thread, under a time limit. When that is over, or a classifier fails, `on_fault` says whether the request passes.
+thread, under a time limit. When that is over, or a classifier fails, `on_fault` says whether the request passes; one
+whose personal data could not be looked for in time never does.
 """
 
 from __future__ import annotations
@@ -109,14 +110,17 @@ class Screen(Step):
         call.marks.pop(RESTORE, None)
 
     async def _in_time(self, call: Call, what: str, waited: Any) -> Any:
-        """What is waited for, or None when the time is over or it failed and such requests pass."""
+        """What is waited for, or None when the time is over or it failed and such requests pass.
+
+        One whose personal data could not be looked for in time never passes: that it reaches no model is a promise.
+        """
         try:
             async with asyncio.timeout(self._settings.timeout_ms / 1000):
                 return await waited
         except Exception as fault:
             reason = "timeout" if isinstance(fault, TimeoutError) else type(fault).__name__
             self._counters.fault(call, "screen", what, reason)
-            if self._settings.on_fault == "refuse":
+            if self._settings.on_fault == "refuse" or (what == "length" and self._settings.personal):
                 raise refusal("screen", what, f"it could not be looked at ({reason})") from fault
             return None
 

@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 
 from potstill.redaction import KINDS, Redactor
 from potstill.redaction.redactor import _MARKS, _MAYBE, Scope
+from potstill.redaction.rules import find
 from potstill.serving.guards.settings import PersonalAction, PersonalScreen
+from potstill.serving.guards.windows import Finding, sparing
 
 _PLACEHOLDER = re.compile(r"<[A-Z_]+_[0-9]+>")
 _MAY_BEGIN = re.compile(r"<[A-Z_]{0,24}(?:_[0-9]{0,24})?\Z")
@@ -49,6 +51,9 @@ class Placeholders(Redactor):
             if text == before or not _TOUCHING.search(text):
                 break
         return text
+
+    def _spans(self, text: str, marks: int) -> list[Finding]:
+        return sparing(lambda piece: find(piece, self.kinds, self.region))(text)
 
     def _name(self, kind: str, value: str, scope: Scope) -> str:
         action = self.actions[kind]

@@ -69,7 +69,7 @@ class ScreenSettings(Section):
     personal: PersonalScreen | None = None
     toxicity: ToxicityScreen | None = None
     blocklist: BlocklistScreen | None = None
-    timeout_ms: Annotated[int, Field(ge=1, description="for what is looked at in a thread")] = 500
+    timeout_ms: Annotated[int, Field(ge=1, description="for what is looked at in a thread")] = 1_000
     on_fault: Annotated[
         Literal["allow", "refuse"], Field(description="when a classifier fails or the time is over")
     ] = "allow"
