@@ -14,7 +14,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -273,7 +272,7 @@ def timed(work: Callable[[], Any], runs: int) -> list[float]:
         for _ in range(max(1, runs // 10)):
             work()
         found.append((time.process_time() - before) / max(1, runs // 10) * 1e6)
-    return sorted(found)[:9] if statistics.median(found) else found
+    return found
 
 
 if __name__ == "__main__":

@@ -76,8 +76,10 @@ class Passage:
             arguments = orjson.loads(function.get("arguments") or "")
         except orjson.JSONDecodeError:
             return call
-        shown = orjson.dumps(self._value(arguments)).decode()
-        return {**call, "function": {**function, "arguments": shown}}
+        shown = self._value(arguments)
+        if shown == arguments:
+            return call
+        return {**call, "function": {**function, "arguments": orjson.dumps(shown).decode()}}
 
     def _value(self, value: Any) -> Any:
         if isinstance(value, str):
