@@ -21,6 +21,7 @@ from potstill.redaction.rules import find
 from potstill.serving.guards import blocklist
 from potstill.serving.guards.blocklist import Blocklist, load_blocklist, of_pattern, of_words
 from potstill.serving.guards.injection import score
+from potstill.serving.guards.normalise import TOKEN, tokens_of
 from potstill.serving.guards.personal import Placeholders, Restored
 from potstill.serving.guards.settings import ListSettings
 from potstill.serving.guards.toxicity import load_toxicity
@@ -244,6 +245,12 @@ def test_a_text_full_of_figures_is_redacted_in_time_that_grows_with_its_length_a
 
     seconds(1_000)
     assert seconds(80_000) <= 24 * seconds(10_000) + 0.1  # eight times the text
+
+
+@given(st.text(alphabet=st.characters(max_codepoint=127), max_size=200))
+def test_the_quick_way_to_words_gives_the_same_words(text: str) -> None:
+    lower = text.lower()
+    assert tokens_of(lower) == TOKEN.findall(lower.replace("'", "").replace("\n", "."))
 
 
 # Blocklists

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.errors import RecipeError
-from potstill.serving.guards.normalise import TOKEN, Reading, plain
+from potstill.serving.guards.normalise import Reading, plain, tokens_of
 from potstill.serving.guards.settings import ListSettings
 
 WIDEST = 256  # characters of a match that a stream waits for; a pattern that may match more needs the whole answer
@@ -108,7 +108,7 @@ def of_words(words: Iterable[str]) -> Pattern:
     tree: Tree = {}
     width = 0
     given = list(words)
-    firsts = [TOKEN.match(plain(each).replace("'", "")) for each in given]
+    firsts = [tokens_of(plain(each))[:1] for each in given]
     for word in given:
         letters = [r"\s{1,3}" if each == " " else each for each in " ".join(word.casefold().split())]
         width = max(width, sum(3 if len(each) > 1 else 1 for each in letters))
@@ -117,7 +117,7 @@ def of_words(words: Iterable[str]) -> Pattern:
             node = node.setdefault(each, {})
         node[_END] = {}
     text = rf"(?<![^\W_])(?:{_written(tree)})(?![^\W_])"
-    known = frozenset(each.group() for each in firsts if each) if all(firsts) else None
+    known = frozenset(each for first in firsts for each in first) if all(firsts) else None
     return Pattern(re.compile(text, re.IGNORECASE), width + 1 if width < WIDEST else None, known)
 
 

@@ -18,7 +18,17 @@ from math import prod
 from operator import attrgetter
 
 from potstill.serving.guards.lexicon import CLASSES, OTHER_ALPHABETS, RAREST, RULES, SIGNS
-from potstill.serving.guards.normalise import MARKED, TOKEN, Reading, decoded, joined, rot13, unfigured, unsplit
+from potstill.serving.guards.normalise import (
+    MARKED,
+    STOPS,
+    Reading,
+    decoded,
+    joined,
+    rot13,
+    tokens_of,
+    unfigured,
+    unsplit,
+)
 
 OTHER, STOP, SINGLE = ".", "|", "\u0100"
 TURNED, BACKWARDS = "\u0101", "\u0102"
@@ -105,13 +115,13 @@ def _disguised(reading: Reading, classes: str, found: dict[str, float]) -> None:
 
 def _try_if_new(lower: str, reading: Reading, found: dict[str, float]) -> None:
     """Look at a view that shows a known word which the text itself does not."""
-    if not _table().keys().isdisjoint(set(TOKEN.findall(lower)).difference(reading.tokens)):
+    if not _table().keys().isdisjoint(set(tokens_of(lower)).difference(reading.tokens)):
         _try(lower, found)
 
 
 def _try(lower: str, found: dict[str, float]) -> None:
     hidden: dict[str, float] = {}
-    _rules(_classes_of(TOKEN.findall(lower.replace("'", ""))), hidden)
+    _rules(_classes_of(tokens_of(lower)), hidden)
     _signs(lower, hidden)
     _add_hidden({each: weight for each, weight in hidden.items() if weight > found.get(each, 0.0)}, found)
 
@@ -188,7 +198,7 @@ def _words() -> frozenset[str]:
 @lru_cache(maxsize=1)
 def _table() -> dict[str, str]:
     """The character of every known word; of single letters; of words turned by thirteen or written backwards."""
-    table = {chr(97 + at): SINGLE for at in range(26)} | dict.fromkeys(".!?;:\n", STOP)
+    table = {chr(97 + at): SINGLE for at in range(26)} | dict.fromkeys(STOPS, STOP)
     for word in _hiding():
         table.setdefault(rot13(word), TURNED)
         table.setdefault(word[::-1], BACKWARDS)

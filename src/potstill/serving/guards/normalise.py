@@ -18,7 +18,9 @@ from collections import Counter
 from collections.abc import Iterator
 from urllib.parse import unquote
 
-TOKEN = re.compile(r"[a-z0-9]+|[.!?;:\n]")
+STOPS = ".!?;:"  # a line's end counts as a point
+TOKEN = re.compile(f"[a-z0-9]+|[{STOPS}]")
+_APART_BY = str.maketrans({chr(at): " " for at in range(128) if not chr(at).isalnum() and chr(at) not in STOPS})
 MOST_DECODED = 65_536  # characters of a text's decoded spans that are looked at; the rest is not
 _SAME_LETTERS = {  # a Latin letter and the letters of other alphabets that look like it
     "a": "\u0430\u03b1\u0251\u1d00\u13aa\u15c5", "b": "\u042c\u0184\u0253\u0299\u13cf\u15af",
@@ -70,7 +72,7 @@ class Reading:
     def __init__(self, text: str) -> None:
         self.text = text
         self.lower = plain(text)
-        self.tokens: list[str] = TOKEN.findall(self.lower.replace("'", ""))
+        self.tokens = tokens_of(self.lower)
 
     def views(self) -> Iterator[str]:
         """The text in plain letters, and as it reads when a disguise of its words is undone, where there may be one."""
@@ -85,7 +87,18 @@ class Reading:
 
     def _letters_alone(self) -> int:
         """Letters and figures that stand alone, and the rarer ends of sentences."""
-        return [*map(len, self.tokens)].count(1) - self.tokens.count(".") - self.tokens.count("\n")
+        return [*map(len, self.tokens)].count(1) - self.tokens.count(".")
+
+
+def tokens_of(lower: str) -> list[str]:
+    """Words and ends of sentences of a plain text; apostrophes are no part of a word (`don't` is `dont`)."""
+    line = lower.replace("'", "").replace("\n", ".")
+    if not line.isascii():
+        return TOKEN.findall(line)
+    line = line.translate(_APART_BY)  # the same as TOKEN in half its time
+    for stop in STOPS:
+        line = line.replace(stop, f" {stop} ")
+    return line.split()
 
 
 def plain(text: str) -> str:
