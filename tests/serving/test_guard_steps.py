@@ -24,6 +24,7 @@ from potstill.serving.captured import join
 from potstill.serving.fleet import Deployment, Fleet
 from potstill.serving.meter import Meter
 from potstill.serving.order import ORDER
+from potstill.serving.screen import said_in, with_said
 from potstill.serving.server import Server
 from potstill.serving.settings import ServeSettings
 from potstill.serving.start import Served
@@ -218,6 +219,13 @@ def test_placeholders_of_one_call_mean_nothing_to_another_tenant(opened: Any) ->
     mine = door.engine.got[-1]["messages"][-1]["content"]
     assert "<EMAIL_" in mine
     assert theirs not in mine
+
+
+def test_a_prompt_is_read_like_a_message() -> None:
+    for body in ({"prompt": "a"}, {"input": ["a", "b"]}, {"messages": [{"role": "tool", "content": "a"}]}):
+        assert with_said(body, said_in(body)) == body
+        assert said_in(body)[0]["content"] == "a"
+    assert with_said({"prompt": "a"}, []) == {"prompt": ""}
 
 
 def test_a_listed_word_is_refused_also_in_disguise(opened: Any) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from potstill.errors import RecipeError
 from potstill.progress import say
-from potstill.records import Message
+from potstill.records import Json, Message
 from potstill.serving.call import Call
 from potstill.serving.guards.blocklist import Blocklist, load_blocklist
 from potstill.serving.guards.decisions import Counters, refusal
@@ -79,7 +79,7 @@ class Screen(Step):
 
     async def before(self, call: Call) -> None:
         """Raises RequestRefused 400 (`content_filter`); replaces `call.body` where personal data was redacted."""
-        messages: list[Message] = call.body["messages"]
+        messages = said_in(call.body)
         conversation = (call.body.get("metadata") or {}).get("conversation") or call.id
         scope = f"{call.tenant or call.key}\0{conversation}"
         if sum(map(_size, messages)) <= IN_LOOP:
@@ -94,10 +94,10 @@ class Screen(Step):
         for guard, action, detail in found.notes:
             self._counters.note(call, "screen", guard, action, **detail)
         if found.refused is not None:
-            call.body = call.body | {"messages": []}  # nothing behind this may write it down
+            call.body = with_said(call.body, [])  # nothing behind this may write it down
             raise refusal("screen", *found.refused)
         if found.messages is not None:
-            call.body = call.body | {"messages": found.messages}
+            call.body = with_said(call.body, found.messages)
             if self._settings.personal and self._settings.personal.restore and found.placeholders:
                 call.marks[RESTORE] = found.placeholders.values
 
@@ -188,6 +188,25 @@ def _add_injection(found: Found, settings: InjectionScreen, verdict: Verdict) ->
     found.add(
         "injection", settings.action, "it reads like an attack on the model", score=verdict.score, families=families
     )
+
+
+def said_in(body: Json) -> list[Message]:
+    """The messages of a request; a `prompt` or `input` is what a user says."""
+    if "messages" in body:
+        messages: list[Message] = body["messages"]
+        return messages
+    given = body.get("prompt", body.get("input")) or []
+    texts = [given] if isinstance(given, str) else given
+    return [{"role": "user", "content": each} for each in texts if isinstance(each, str)]
+
+
+def with_said(body: Json, messages: list[Message]) -> Json:
+    """The request with these messages in the place of its own."""
+    if "messages" in body:
+        return body | {"messages": messages}
+    name = "prompt" if "prompt" in body else "input"
+    texts = [each["content"] for each in messages]
+    return body | {name: "".join(texts) if isinstance(body.get(name), str) else texts}
 
 
 def texts_of(messages: Iterable[Message], roles: Sequence[str]) -> Iterable[str]:
