@@ -108,7 +108,7 @@ class Stretches:
         self._rest += text
         if self._is_json():
             return ""
-        at = 0
+        at = self._plain_to()
         while word := _WORD.match(self._rest, at):
             at = word.end()
             self._take(word.group())
@@ -122,6 +122,14 @@ class Stretches:
         self._take(rest)
         self._end_stretch()
         return self._given()
+
+    def _plain_to(self) -> int:
+        """Let plain words at the beginning through at once, and say where they end: word by word gives the same."""
+        end = max(self._rest.rfind(" "), self._rest.rfind("\n")) + 1
+        if self._stretch or not end or _SIGN.search(self._rest, 0, end):
+            return 0
+        self._let_through(self._rest[:end], self._rest[:end])
+        return end
 
     def _is_json(self) -> bool:
         if self._json is None and self._rest.strip():
