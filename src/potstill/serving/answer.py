@@ -13,6 +13,7 @@ from potstill.serving.call import Call
 from potstill.serving.engine_step import as_chunks, ask, ask_stream
 from potstill.serving.errors import RequestRefused
 from potstill.serving.http import Http, while_there
+from potstill.serving.passage import Passage
 from potstill.serving.server import Server
 
 DONE = b"data: [DONE]\n\n"
@@ -59,12 +60,13 @@ async def _way(server: Server, call: Call) -> None:
             return
         await _ask(server, call)
         await _out(call)
+    shown = Passage(call, live=False).whole(call.response)
     if call.stream:
         await call.http.begin_events()
-        await _send(call, as_chunks(call.response))
+        await _send(call, as_chunks(shown))
         await _send_rest(call)
     else:
-        await call.http.respond_json(call.response)
+        await call.http.respond_json(shown)
 
 
 def _held_back(call: Call) -> bool:
@@ -120,19 +122,21 @@ async def _stream(server: Server, call: Call) -> None:
         await call.http.begin_events()
         if first is None:
             await _out(call)
-            await _send(call, as_chunks(call.response))
+            await _send(call, as_chunks(Passage(call, live=False).whole(call.response)))
         else:
             call.answered_by = "engine"
-            await _send(call, [first])
-            await _send_all(call, chunks)
+            passage = Passage(call, live=True)
+            await _send(call, passage.chunks(first))
+            await _send_all(call, chunks, passage)
             await _out(call)
     await _send_rest(call)
 
 
-async def _send_all(call: Call, chunks: AsyncGenerator[Json, None]) -> None:
+async def _send_all(call: Call, chunks: AsyncGenerator[Json, None], passage: Passage) -> None:
     begin = _begin_of(call)
     async for chunk in chunks:
-        await call.http.write(_event(begin, chunk))
+        for shown in passage.chunks(chunk):
+            await call.http.write(_event(begin, shown))
 
 
 async def _send(call: Call, chunks: Iterable[Json]) -> None:

@@ -167,6 +167,7 @@ def exchange_of(call: Call, artifact: str) -> Json:
         "key": call.key or None,
         "answered_by": call.answered_by,
         "valid": call.parsed is not None and call.parsed.valid,
+        "guards": call.marks.get("guards"),
     }
     return {
         "id": call.id,

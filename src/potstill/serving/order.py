@@ -6,6 +6,7 @@ The version is chosen (and held) early, so that every step behind knows it: a ca
 from __future__ import annotations
 
 from potstill.serving import (
+    answer_filter,
     authenticate,
     capture,
     constrain,
@@ -15,6 +16,7 @@ from potstill.serving import (
     probabilities,
     prompt_step,
     route,
+    screen,
     shadow,
     validate_input,
     validate_output,
@@ -23,6 +25,7 @@ from potstill.serving import (
 ORDER = (
     authenticate.make,
     validate_input.make,
+    screen.make,
     route.make,
     direct.make,
     prompt_step.make,
@@ -32,6 +35,7 @@ ORDER = (
     escalate.make,
     probabilities.make,
     shadow.make,
+    answer_filter.make,
     meter.make,
     capture.make,
 )

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from potstill.recipe import PathText, Section
 from potstill.serving.breaker import BreakerSettings
+from potstill.serving.guards.settings import FilterSettings, ScreenSettings
 from potstill.serving.large import LargeSettings
 from potstill.serving.large_model import HedgeSettings, RetrySettings
 from potstill.serving.names import VariableName
@@ -51,6 +52,8 @@ class ServeSettings(Section):
         None
     )
     shadow: Annotated[ShadowSettings | None, Field(description="a candidate answers too, unseen")] = None
+    screen: Annotated[ScreenSettings | None, Field(description="what is asked of a request")] = None
+    filter: Annotated[FilterSettings | None, Field(description="what is asked of an answer")] = None
     trust: Annotated[TrustSettings | None, Field(description="serve only what this key signed")] = None
     format: Annotated[str | None, Field(description="file of the artifact, as gguf-q8_0; unset: the smallest")] = None
     slots: Annotated[int, Field(ge=1, le=256, description="requests decoded together")] = 4

@@ -8,6 +8,7 @@ nothing. It overrides only the moments that it has something to do in:
     failed   the engine gave no answer; may give one instead
     after    on the way out, in the same order; sees the whole answer and may change or replace it. An answer that was
              given on the way in passes only the steps with `every_answer` (counting, writing down)
+    passing  on the way to the client; may hold back and change the text of an answer, piece by piece while it streams
     end      once, whatever happened, in reverse order: settle what was reserved, keep what is worth keeping
 
 `needs_whole` says that `after` must see an answer before the client sees any of it: streams are then held back.
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from potstill.serving.call import Call
     from potstill.serving.errors import RequestRefused
+    from potstill.serving.guards.windows import Passing
 
     Moment = Callable[[Call], Awaitable[None]]
     Rescue = Callable[[Call, RequestRefused], Awaitable[None]]
@@ -40,6 +42,12 @@ class Step:
     async def failed(self, call: Call, refused: RequestRefused) -> None: ...
 
     async def after(self, call: Call) -> None: ...
+
+    def passing(self, call: Call, live: bool) -> Passing | None:
+        """What the text of one answer passes last. `live`: it streams as it comes, before `after` has seen any of it;
+        otherwise `after` has seen the whole, and what passes here is shown but neither captured nor cached.
+        """
+        return None
 
     async def end(self, call: Call) -> None: ...
 
@@ -61,6 +69,7 @@ class Plan:
     after_given: tuple[Moment, ...]
     end: tuple[Moment, ...]
     holding: tuple[Step, ...]
+    showing: tuple[Step, ...]
 
     @classmethod
     def of(cls, steps: Sequence[Step]) -> Plan:
@@ -75,7 +84,12 @@ class Plan:
             tuple(each.after for each in having("after") if each.every_answer),
             tuple(each.end for each in reversed(having("end"))),
             tuple(having("needs_whole")),
+            tuple(having("passing")),
         )
 
     def needs_whole(self, call: Call) -> bool:
         return any(each.needs_whole(call) for each in self.holding)
+
+    def passings(self, call: Call, live: bool) -> list[Passing]:
+        """What the text of one answer passes on its way to the client, in order; of no step, where nothing is to do."""
+        return [each for step in self.showing if (each := step.passing(call, live)) is not None]
