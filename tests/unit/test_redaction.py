@@ -6,6 +6,7 @@ import ipaddress
 import json
 import re
 import string
+import time
 from datetime import datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ from stdnum import iban, luhn
 
 from potstill.records import Json
 from potstill.redaction import KINDS, Redactor
+from potstill.redaction.rules import find
 
 # What may stand around a finding: ordinary words and the punctuation of sentences and of JSON.
 befores = st.sampled_from(["", "Please use ", "mail: ", "(", "It is\n", '{"v": "', "«", "to="])
@@ -273,3 +275,22 @@ def test_users_named_by_personal_data_are_neither_merged_nor_divided() -> None:
     assert not any("@" in user for user in users)
     # Another process (the server's capture makes a new Redactor a line) must name her the same.
     assert Redactor().exchange(exchange("y", "c9", "z@z.org", user="ann@a.org"))["metadata"]["user"] == users[0]
+
+
+@pytest.mark.parametrize(
+    "unit", ["1", "4111 ", "1.1.", "a@b.co ", ":", "?token", "\\", "GB82WEST12345698765432 ", "12-34-", "token=a1b2 "]
+)
+def test_a_text_four_times_as_long_costs_about_four_times_as_much(unit: str) -> None:
+    def seconds(length: int) -> float:
+        text = "http://" + unit * (length // len(unit))
+        began = time.process_time()
+        find(text, KINDS, "US")
+        return time.process_time() - began
+
+    short = min(seconds(20_000) for _ in range(2))
+    assert seconds(80_000) < 10 * max(short, 0.003)
+
+
+def test_two_ibans_beside_one_another_are_both_found() -> None:
+    text = "DE89370400440532013000 GB82WEST12345698765432 DE89370400440532013000"
+    assert [each[2] for each in find(text, KINDS, "US")] == ["IBAN"] * 3

@@ -11,9 +11,8 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 
-from potstill.redaction.rules import Span, free, is_word
+from potstill.redaction.rules import Span, Taken, is_word
 
-Spans = list[tuple[int, int, str]]
 _EXTENSION = re.compile(r" ?(?:x|ext\.?|extension) ?[0-9]{1,6}(?!\w)", re.IGNORECASE)
 _DAY, _MONTH = "(?:0?[1-9]|[12][0-9]|3[01])", "(?:0?[1-9]|1[0-2])"
 _DATE = re.compile(
@@ -40,7 +39,7 @@ _CUE_BEFORE = re.compile(
 _CUE_AFTER = re.compile(r"[ ,(\-:]{0,3}(?:office|fax|mobile|cell|home|work|phone)\b", re.IGNORECASE)
 
 
-def phones(text: str, region: str, numbers: list[Span], taken: Spans) -> Iterator[tuple[int, int]]:
+def phones(text: str, region: str, numbers: list[Span], taken: Taken) -> Iterator[tuple[int, int]]:
     """Spans of telephone numbers among these long numbers, outside the taken spans."""
     for found, end in numbers:
         first = _first_whole(text, found, end)
@@ -54,7 +53,7 @@ def phones(text: str, region: str, numbers: list[Span], taken: Spans) -> Iterato
             start -= 1
         if text[start] == "(" and ")" not in text[start:end]:
             start += 1
-        if not free(taken, start, end) or _DATE.fullmatch(text, first, end):
+        if not taken.free(start, end) or _DATE.fullmatch(text, first, end):
             continue
         extension = _EXTENSION.match(text, end)
         valid = _valid(text[max(0, start - 2) : end + 10], region)

@@ -11,7 +11,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
 from potstill.records import Json
-from potstill.redaction.rules import KINDS, Kind, find, free, is_card
+from potstill.redaction.rules import KINDS, Kind, Taken, find, is_card
 from potstill.redaction.walk import INSTRUCTION, KEY, NUMBER, OWNER, SAID, Leaf, copied, leaves, walk
 
 if TYPE_CHECKING:
@@ -156,7 +156,8 @@ class Redactor:
         spans = find(text, self.kinds, self.region)
         if self.names is not None and marks & SAID:
             named = self._named[text] if text in self._named else self.names.find([text])[0]
-            spans = sorted([*spans, *(each for each in named if free(spans, each[0], each[1]))])
+            taken = Taken(spans)
+            spans = sorted([*spans, *(each for each in named if taken.free(each[0], each[1]))])
         return spans
 
     def _name(self, kind: str, value: str, scope: Scope) -> str:

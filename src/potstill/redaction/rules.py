@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Callable, Collection, Iterator
+from bisect import bisect_left, insort
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from typing import Literal
@@ -19,7 +20,7 @@ Kind = Literal["URL", "API_KEY", "EMAIL", "IBAN", "CARD", "NATIONAL_ID", "IP", "
 KINDS: tuple[Kind, ...] = ("URL", "API_KEY", "EMAIL", "IBAN", "CARD", "NATIONAL_ID", "IP", "PHONE")
 Span = tuple[int, int]
 
-_ESCAPE = re.compile(r"\\+(?:[nrtbf]|u[0-9a-fA-F]{4})|;base64,[A-Za-z0-9+/=]*")
+_ESCAPE = re.compile(r"(?<!\\)\\+(?:[nrtbf]|u[0-9a-fA-F]{4})|;base64,[A-Za-z0-9+/=]*")
 _ACCENTED = re.compile(r"\\u0(?:0[c-fC-F]|1|2[0-4])[0-9a-fA-F]+\Z")
 _LOCAL = "A-Za-z0-9._%+'\\-\u00c0-\u02af\u0370-\u1fff"
 _DOMAIN = re.compile(
@@ -29,8 +30,8 @@ _LOCAL_END = re.compile(rf"[{_LOCAL}]+\Z")
 _URL = re.compile(r"://[^\s<>\"']+")
 _SCHEME = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*\Z")
 URL_SECRET = (
-    r"://[^/\s\"]*:[^/\s\"]*@|[?&#;](?:[\w-]*(?:token|secret|passw|apikey|api_key|signature|auth|session|credential)"
-    r"[\w-]*|key|sig|code|pwd)=[^&\s\"]|hooks\.slack\.com/services/|discord(?:app)?\.com/api/webhooks/"
+    r"://[^/\s\":]*:[^/\s\"]*@|[?&#;](?:[\w-]{0,40}(?:token|secret|passw|apikey|api_key|signature|auth|session|credential)"
+    r"[\w-]{0,40}|key|sig|code|pwd)=[^&\s\"]|hooks\.slack\.com/services/|discord(?:app)?\.com/api/webhooks/"
 )
 _URL_SECRET = re.compile(URL_SECRET, re.IGNORECASE)
 # What a key begins with, and what follows. The literal says in one `in` whether the pattern is worth a try.
@@ -86,6 +87,7 @@ _CARD_PREFIX = re.compile(
     r"4|5[0-9]|3[47]|30[0-5]|3[689]|35|6[0-9]|220[0-4]|222[1-9]|22[3-9]|2[3-6]|27[01]|2720|9792|8[12]|2131|1800"
 )
 _IBAN = re.compile(r"[0-9]{2}(?: ?[A-Za-z0-9]){11}")  # after the country's two letters
+_IBAN_START = re.compile(r"[A-Za-z]{2}[0-9]{2}")
 _IBAN_LENGTHS = {  # characters, as the SWIFT registry gives them
     country: length
     for length, countries in {
@@ -129,27 +131,51 @@ def find(text: str, kinds: Collection[str], region: str) -> list[tuple[int, int,
     view = blurred(text)
     digit = _DIGIT.search(view)
     numbers = [each.span() for each in LONG_NUMBER.finditer(view, digit.start())] if digit else []
-    spans: list[tuple[int, int, str]] = []
+    taken = Taken()
     for kind, finder in FINDERS:
         if kind in kinds:
-            spans += [(*each, kind) for each in finder(view) if free(spans, *each)]
+            taken.add(kind, [each for each in finder(view) if taken.free(*each)])
     if digit:
         for kind, finder_at in NUMBER_FINDERS:
             if kind in kinds:
-                if spans:
-                    numbers = [each for each in numbers if not any(a <= each[0] and each[1] <= b for a, b, _ in spans)]
+                if taken.spans:
+                    numbers = [each for each in numbers if not taken.holds(*each)]
                 for each in finder_at(view, digit.start(), numbers):
-                    if free(spans, *each):
-                        spans.append((*each, kind))
+                    if taken.free(*each):
+                        taken.add(kind, [each])
         if "PHONE" in kinds:
-            spans += [(*each, "PHONE") for each in phones(view, region, numbers, spans)]
-    spans.sort()
-    return spans
+            taken.add("PHONE", list(phones(view, region, numbers, taken)))
+    return taken.spans
 
 
-def free(spans: list[tuple[int, int, str]], start: int, end: int) -> bool:
-    """Whether none of the spans touches start..end."""
-    return all(end <= each[0] or each[1] <= start for each in spans)
+class Taken:
+    """Spans found so far, in the order of the text; a question costs the logarithm of their number."""
+
+    __slots__ = ("_longest", "spans")
+
+    def __init__(self, spans: Sequence[tuple[int, int, str]] = ()) -> None:
+        self.spans = sorted(spans)
+        self._longest = max((end - start for start, end, _ in spans), default=0)
+
+    def add(self, kind: str, found: list[Span]) -> None:
+        for start, end in found:
+            insort(self.spans, (start, end, kind))
+            self._longest = max(self._longest, end - start)
+
+    def free(self, start: int, end: int) -> bool:
+        """Whether none of the spans touches start..end."""
+        return not any(start < each[1] for each in self._near(start, end))
+
+    def holds(self, start: int, end: int) -> bool:
+        """Whether one of the spans covers start..end."""
+        return any(each[0] <= start and end <= each[1] for each in self._near(start, end))
+
+    def _near(self, start: int, end: int) -> list[tuple[int, int, str]]:
+        """Those that begin before `end`, and late enough to reach `start`."""
+        if not self.spans:
+            return self.spans
+        first = bisect_left(self.spans, (start - self._longest, 0, ""))
+        return self.spans[first : bisect_left(self.spans, (end, 0, ""))]
 
 
 def is_word(text: str, at: int) -> bool:
@@ -200,17 +226,27 @@ def _emails(text: str) -> Iterator[Span]:
 
 
 def _ibans(text: str, first: int, _: list[Span]) -> Iterator[Span]:
-    for found in _IBAN.finditer(text, first):
-        start = found.start() - 2
-        length = _IBAN_LENGTHS.get(text[start : start + 2].upper()) if start >= 0 else None
-        if length is None or is_word(text, start - 1):
-            continue
-        end = start
-        while length and end < len(text):
-            length -= text[end] != " "
-            end += 1
-        if not length and not is_word(text, end) and _stdnum("iban")(text[start:end]):
+    at = first
+    while found := _IBAN.search(text, at):
+        start, end = found.start() - 2, _end_of_iban(text, found.start() - 2)
+        if end:
             yield start, end
+            at = end
+        else:  # what matched may hold the beginning of one
+            inside = _IBAN_START.search(text, found.start() + 2, found.end() + 2)
+            at = inside.start() + 2 if inside else found.end()
+
+
+def _end_of_iban(text: str, start: int) -> int:
+    """Where the IBAN ends that begins there; 0 where none does."""
+    length = _IBAN_LENGTHS.get(text[start : start + 2].upper()) if start >= 0 else None
+    if length is None or is_word(text, start - 1):
+        return 0
+    end = start
+    while length and end < len(text):
+        length -= text[end] != " "
+        end += 1
+    return end if not length and not is_word(text, end) and _stdnum("iban")(text[start:end]) else 0
 
 
 def _cards(text: str, _: int, numbers: list[Span]) -> Iterator[Span]:
@@ -218,14 +254,20 @@ def _cards(text: str, _: int, numbers: list[Span]) -> Iterator[Span]:
         yield from _cards_among([group.span() for group in _GROUP.finditer(text, *found.span())], text)
 
 
+_REACH = 64  # characters: more than any pattern of bounded length here is long
+
+
 def _matches(pattern: re.Pattern[str], text: str, numbers: list[Span]) -> Iterator[re.Match[str]]:
     """The matches that begin in one of the numbers."""
     at = 0
     for start, end in numbers:
         at = max(at, start)
-        while at < end and (found := pattern.search(text, at)) and found.start() < end:
-            yield found
-            at = found.end()
+        # Looked for no further than a match can reach that begins in the number: else each number reads the whole text.
+        while at < end and (near := pattern.search(text, at, end + _REACH)) and near.start() < end:
+            found = pattern.match(text, near.start())
+            if found:
+                yield found
+            at = found.end() if found else near.start() + 1
 
 
 def _cards_among(groups: list[Span], text: str) -> Iterator[Span]:

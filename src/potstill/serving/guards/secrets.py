@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from potstill.errors import RecipeError
-from potstill.redaction.rules import free
+from potstill.redaction.rules import Taken
 
 Finding = tuple[int, int, str]
 # One module of the package each. Left out: entropy, keywords, addresses (kinds of our own), logins in URLs (ours too).
@@ -24,14 +24,14 @@ _MODULES = (
 
 def find_more(text: str, spans: list[Finding]) -> list[Finding]:
     """The spans and, outside them, what detect-secrets finds, as kind SECRET; in the order of the text."""
-    found = list(spans)
+    found = Taken(spans)
     for pattern in _patterns():
         for each in pattern.finditer(text):
             group = 1 if pattern.groups == 1 and each.group(1) else 0
             start, end = each.span(group)
-            if end > start and free(found, start, end):
-                found.append((start, end, "SECRET"))
-    return sorted(found)
+            if end > start and found.free(start, end):
+                found.add("SECRET", [(start, end)])
+    return found.spans
 
 
 def refuse_missing_detector(key: str) -> None:
