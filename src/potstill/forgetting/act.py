@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from potstill.captured_files import folder_locked
 from potstill.errors import PotstillError
 from potstill.forgetting.needles import Needles
 from potstill.forgetting.plan import Plan, Trace, find_traces, needles_of
-from potstill.forgetting.reading import edits_of
+from potstill.forgetting.reading import edits_of, finished_folders, traffic
 from potstill.forgetting.strike import (
     strike_captured,
     strike_json,
@@ -89,6 +90,8 @@ def forget(
         for folder in sorted({path.parent.parent for path in work.glob(f"*/*/{MANIFEST}")}):
             if folder.name not in (FOLDER, "mlartifacts", "mlruns"):
                 stack.enter_context(locked(folder))
+        for folder in sorted({path.parent for path in traffic(work, finished_folders(work))[0]}):
+            stack.enter_context(folder_locked(folder))  # no file is rotated into another while lines are struck
         wanted, unfinished, before = _begin(work, kind, value)
         plan = find_traces(work, wanted)
         if unfinished is None and not plan.to_do() and _is_suppressed(work, plan):

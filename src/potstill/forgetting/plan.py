@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from potstill.captured_files import is_captured
 from potstill.forgetting.needles import Needles
 from potstill.forgetting.reading import (
     batches,
@@ -15,7 +16,6 @@ from potstill.forgetting.reading import (
     edits_of,
     finished_folders,
     foreign_lines,
-    is_captured,
     read_dataset,
     traffic,
 )

@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -19,10 +18,11 @@ from potstill.records import Json
 from potstill.redaction import Redactor, redaction_key
 from potstill.serving.app import App
 from potstill.serving.authenticate import Keys
-from potstill.serving.capture import CaptureLog, Redact
+from potstill.serving.capture import Bounds, CaptureLog, Redact
 from potstill.serving.fleet import Deployment, Fleet
 from potstill.serving.meter import Meter
 from potstill.serving.order import ORDER
+from potstill.serving.redact_lines import RedactLines
 from potstill.serving.server import Server
 from potstill.serving.settings import ServeSettings
 from potstill.serving.start import load_artifact, refuse_open_door, start_engine
@@ -141,10 +141,9 @@ def _capture_log(settings: ServeSettings, capture_dir: Path, meter: Meter, redac
     if wanted is None:
         return None
     folder = Path(wanted.dir) if wanted.dir else capture_dir
-    redact = redact or partial(redact_exchange, key=redaction_key(folder.parent))
-    return CaptureLog(
-        folder, meter, sample=wanted.sample, durable=wanted.durable, redact=redact if wanted.redact else None
-    )
+    redact = (redact or RedactLines(redaction_key(folder.parent))) if wanted.redact else None
+    bounds = Bounds(wanted.rotate_bytes, wanted.rotate_s, wanted.max_bytes, wanted.group_ms / 1000)
+    return CaptureLog(folder, meter, sample=wanted.sample, durable=wanted.durable, redact=redact, bounds=bounds)
 
 
 def _uvicorn(server: Server) -> uvicorn.Server:

@@ -23,6 +23,10 @@ class CaptureSettings(Section):
     sample: Annotated[float, Field(ge=0.0, le=1.0, description="share of the answers that are captured")] = 1.0
     durable: Annotated[bool, Field(description="on the disk before the answer is acknowledged")] = False
     redact: Annotated[bool, Field(description="replace e-mail addresses, phone numbers, keys and the like")] = True
+    group_ms: Annotated[float, Field(ge=0, le=10_000, description="not durable: the most that a kill may lose")] = 100
+    rotate_bytes: Annotated[int, Field(ge=1_000_000, description="a file is closed at this size")] = 64 * 2**20
+    rotate_s: Annotated[float, Field(gt=0, description="a file is closed at this age, and becomes Parquet")] = 3600.0
+    max_bytes: Annotated[int | None, Field(ge=10_000_000, description="of the folder; oldest unjudged go first")] = None
 
 
 class ServeSettings(Section):
