@@ -1,24 +1,28 @@
 """What is counted: requests, answers, tokens, money, time, faults. One registry a process; several are added up.
 
 A call is counted once, at its end, however it came; label values are looked up once and kept (a lookup by label costs
-more than the counting). Every label has few values: versions, moments, codes; users are counted elsewhere (`usage.py`).
+more than the counting). Every label has few values: versions, steps, codes; users are counted in `tallies.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+import asyncio
+from contextlib import suppress
+from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from prometheus_client.metrics import MetricWrapperBase
 
+from potstill.errors import RecipeError
+from potstill.progress import say
 from potstill.serving.call import Asked, Call
-from potstill.serving.costs import cost_of, saved_usd
-from potstill.serving.counted import Shared, exposition, families_of
+from potstill.serving.costs import OWN, saved_usd
+from potstill.serving.counted import EVERY_S, Shared, exposition, families_of
 from potstill.serving.steps import Step
-from potstill.serving.usage import Usage
+from potstill.serving.tallies import Tallies
 
 if TYPE_CHECKING:
+    from potstill.serving.prices import PriceSettings
     from potstill.serving.server import Server
     from potstill.serving.settings import ServeSettings
 
@@ -40,13 +44,15 @@ class Meter:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.shared: Shared | None = None
+        self.tallies = Tallies()
         self._children: dict[tuple[str, ...], MetricWrapperBase] = {}
+        self._values: dict[str, int] = {}
         self.requests = self._counter("requests", "Requests by route and HTTP status", "route", "status")
-        self.answers = self._counter("answers", "Answers given, by version and by what answered", "model", "answered_by")
+        self.answers = self._counter(
+            "answers", "Answers given by version and what answered", "model", "answered_by"
+        )
         self.tokens = self._counter("tokens", "Tokens of every question put to a model", "kind", "by")
         self.cost = self._counter("cost_usd", "US dollars of every question put to a model", "by")
-        self.saved = self._counter("saved_usd", "Price of the answers at the baseline's price", "answered_by")
-        self.spent = self._counter("spent_usd", "US dollars that these answers cost instead", "answered_by")
         self.errors = self._counter("errors", "Completions that ended in a refusal or a fault", "category")
         self.faults = self._counter("question_faults", "Questions that a model did not answer whole", "by", "code")
         self.invalid = self._counter("invalid_answers", "Answers that the task calls invalid")
@@ -56,24 +62,27 @@ class Meter:
         self.latency = self._histogram("request_seconds", "Seconds until all was sent", "streamed", "answered_by")
         self.first_token = self._histogram("first_chunk_seconds", "Seconds until a stream began", "answered_by")
         self.question = self._histogram("question_seconds", "Seconds of each question put to a model", "by")
-        self.step = self._histogram("step_seconds", "Seconds in our own steps", "step", "moment", buckets=STEP_BUCKETS_S)
+        self.step = self._histogram(
+            "step_seconds", "Seconds in our steps", "step", "moment", buckets=STEP_BUCKETS_S
+        )
+        self.saved = self._gauge("saved_usd", "US dollars below the baseline's price of the answers", "answered_by")
         self.in_flight = self._gauge("in_flight", "Completions being answered")
-        self.engine_up = self._gauge("engine_up", "1 while the engine answers")
-        self.engine_restarts = self._gauge("engine_restarts", "Restarts since the start")
-        self.capture_full = self._gauge("capture_full", "1 while nothing is captured since the folder is full")
+        self.engine_up = self._gauge("engine_up", "1 while the engine answers", mode="min")
+        self.engine_restarts = self._gauge("engine_restarts", "Restarts since the start", mode="max")
+        self.capture_full = self._gauge("capture_full", "1 while nothing is captured: the folder is full", mode="max")
 
     def _counter(self, name: str, what: str, *labels: str) -> Counter:
         return Counter(f"potstill_{name}", what, labels, registry=self.registry)
 
-    def _gauge(self, name: str, what: str) -> Gauge:
-        return Gauge(f"potstill_{name}", what, registry=self.registry)
+    def _gauge(self, name: str, what: str, *labels: str, mode: Literal["livesum", "min", "max"] = "livesum") -> Gauge:
+        return Gauge(f"potstill_{name}", what, labels, registry=self.registry, multiprocess_mode=mode)
 
     def _histogram(self, name: str, what: str, *labels: str, buckets: tuple[float, ...] = BUCKETS_S) -> Histogram:
         return Histogram(f"potstill_{name}", what, labels, buckets=buckets, registry=self.registry)
 
-    def add(self, counter: Counter, amount: float, *values: str) -> None:
-        """Add to the counter with these label values."""
-        if amount > 0:
+    def add(self, counter: Counter | Gauge, amount: float, *values: str) -> None:
+        """Add to what has these label values."""
+        if amount:
             self._child(counter, values).inc(amount)  # type: ignore[attr-defined]
 
     def note(self, histogram: Histogram, seconds: float, *values: str) -> None:
@@ -81,11 +90,13 @@ class Meter:
         self._child(histogram, values).observe(seconds)  # type: ignore[attr-defined]
 
     def _child(self, metric: MetricWrapperBase, values: tuple[str, ...]) -> MetricWrapperBase:
-        found = self._children.get((metric._name, *values))
+        name = metric._name
+        found = self._children.get((name, *values))
         if found is None:
-            if sum(1 for each in self._children if each[0] == metric._name) >= MOST_VALUES:
-                values = tuple("other" for _ in values)
-            found = self._children[(metric._name, *values)] = metric.labels(*values)
+            if self._values.get(name, 0) >= MOST_VALUES:
+                return metric.labels(*("other" for _ in values))
+            self._values[name] = self._values.get(name, 0) + 1
+            found = self._children[(name, *values)] = metric.labels(*values)
         return found
 
     def text(self) -> bytes:
@@ -97,7 +108,7 @@ class Meter:
 def meter(call: Call, to: Meter, settings: ServeSettings) -> None:
     """Count one call that has ended."""
     for each in call.asked:
-        _question(each, to, settings)
+        _question(each, to, settings.prices.student if each.by in OWN else settings.large and settings.large.price)
     if call.first_s is not None:
         to.note(to.first_token, call.first_s, call.answered_by or "none")
     if call.unknown_instructions:
@@ -110,18 +121,17 @@ def meter(call: Call, to: Meter, settings: ServeSettings) -> None:
     to.note(to.latency, call.seconds, "true" if call.stream else "false", by)
     if call.parsed is not None and not call.parsed.valid:
         to.invalid.inc()
-    cost = cost_of(call, settings)
-    to.add(to.spent, cost, by)
-    to.add(to.saved, saved_usd(call, settings) + cost, by)
+    to.add(to.saved, saved_usd(call, settings), by)
 
 
-def _question(asked: Asked, to: Meter, settings: ServeSettings) -> None:
+def _question(asked: Asked, to: Meter, price: PriceSettings | None) -> None:
     usage = asked.usage
     if usage:
         to.add(to.tokens, usage.get("prompt_tokens") or 0, "prompt", asked.by)
         to.add(to.tokens, usage.get("completion_tokens") or 0, "completion", asked.by)
         to.add(to.tokens, (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0, "cached", asked.by)
-        to.add(to.cost, price_of(asked, settings)(usage), asked.by)
+        if price is not None:
+            to.add(to.cost, price.cost_usd(usage), asked.by)
     to.note(to.question, asked.seconds, asked.by)
     if asked.fault is not None:
         to.add(to.faults, 1, asked.by, asked.fault)
@@ -131,22 +141,38 @@ class Metering(Step):
     """Counts at the end of a call, which comes after its last byte: nobody waits for it."""
 
     def __init__(self, server: Server) -> None:
-        self._server, self._meter = server, server.meter
-        self._settings = server.settings
-        self._usage = Usage.of(server)
+        self._server, self._meter, self._settings = server, server.meter, server.settings
+        self._tallies = server.meter.tallies
+        self._worker: int | None = getattr(server, "worker", None)  # of several processes, None where there is one
+        self._folder = server.state_dir / "metrics" if self._worker is not None else None
+        self._leaving: asyncio.Task[None] | None = None
 
     async def end(self, call: Call) -> None:
         meter(call, self._meter, self._settings)
-        if self._usage is not None:
-            self._usage.count(call, self._settings)
+        self._tallies.count(call, self._settings)
 
     async def start(self) -> None:
-        if self._usage is not None:
-            self._usage.start()
+        with suppress(RecipeError):  # no folder for its state: they are counted in memory
+            await asyncio.to_thread(self._tallies.keep_in, self._server.state_dir)
+        self._tallies.start()
+        if self._folder is not None and self._worker is not None:
+            self._meter.shared = self._meter.shared or await asyncio.to_thread(Shared, self._folder, self._worker)
+            self._leaving = asyncio.create_task(self._leave_on(self._meter.shared))
+
+    async def _leave_on(self, shared: Shared) -> None:
+        """What other workers add up is never older than a second."""
+        while True:
+            try:
+                await asyncio.to_thread(lambda: shared.leave(families_of(self._meter.registry)))
+            except OSError as fault:
+                say(f"serve: metrics: {fault}")
+            await asyncio.sleep(EVERY_S)
 
     async def close(self) -> None:
-        if self._usage is not None:
-            self._usage.close()
+        if self._leaving is not None:
+            self._leaving.cancel()
+            await asyncio.gather(self._leaving, return_exceptions=True)
+        await asyncio.to_thread(self._tallies.close)
 
 
 def make(server: Server) -> Step:
