@@ -48,7 +48,7 @@ class Appending:
 
     def _open(self, sync: bool) -> None:
         """A new file of this process; the lock is taken before a byte is in it, and before anybody took it away."""
-        path = self._folder / f"{self._kind}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{os.getpid()}-{uuid4().hex[:6]}.jsonl"
+        path = self._folder / f"{self._kind}-{datetime.now(UTC):%Y%m%dT%H%M%S.%f}-{os.getpid()}-{uuid4().hex[:6]}.jsonl"
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(file, fcntl.LOCK_EX)

@@ -126,6 +126,8 @@ class CaptureLog:
         self._writer.join()
 
     def _write_all(self) -> None:
+        if hasattr(self._redact, "lines"):
+            self._redact.lines([])  # type: ignore[union-attr]
         while True:
             self._wake.wait(1.0)
             if self._wake.is_set():
@@ -211,13 +213,13 @@ class CaptureLog:
     def _refuse_full(self, kind: Kind, more: int) -> None:
         """Raise FolderFull for exchanges beyond the bytes allowed; feedback is always written."""
         most = self._bounds.max_bytes
-        if most is None:
+        if most is None or kind != "exchanges" or not more:
             return
         if monotonic() - self._looked > LOOK_EVERY_S:
             self._looked, self._used = monotonic(), size_of(self.folder)
         full = self._used + more > most
         self._meter.capture_full.set(full)
-        if full and kind == "exchanges" and more:
+        if full:
             raise FolderFull(
                 f"the folder holds its {most:,} bytes, and what is left has feedback or is too new to drop"
             )

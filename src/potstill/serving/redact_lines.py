@@ -42,7 +42,7 @@ class RedactLines:
         from potstill.redaction.batch import SIGN
 
         if not lines:
-            return []
+            return []  # asked for once at the start, for what is imported
         texts = pa.array([_VERSION.sub(b'"model":""', each) for each in lines], pa.large_binary()).cast(
             pa.large_string()
         )
