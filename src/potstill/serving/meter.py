@@ -48,9 +48,7 @@ class Meter:
         self._children: dict[tuple[str, ...], MetricWrapperBase] = {}
         self._values: dict[str, int] = {}
         self.requests = self._counter("requests", "Requests by route and HTTP status", "route", "status")
-        self.answers = self._counter(
-            "answers", "Answers given by version and what answered", "model", "answered_by"
-        )
+        self.answers = self._counter("answers", "Answers given by version and what answered", "model", "answered_by")
         self.tokens = self._counter("tokens", "Tokens of every question put to a model", "kind", "by")
         self.cost = self._counter("cost_usd", "US dollars of every question put to a model", "by")
         self.errors = self._counter("errors", "Completions that ended in a refusal or a fault", "category")
@@ -62,9 +60,7 @@ class Meter:
         self.latency = self._histogram("request_seconds", "Seconds until all was sent", "streamed", "answered_by")
         self.first_token = self._histogram("first_chunk_seconds", "Seconds until a stream began", "answered_by")
         self.question = self._histogram("question_seconds", "Seconds of each question put to a model", "by")
-        self.step = self._histogram(
-            "step_seconds", "Seconds in our steps", "step", "moment", buckets=STEP_BUCKETS_S
-        )
+        self.step = self._histogram("step_seconds", "Seconds in our steps", "step", "moment", buckets=STEP_BUCKETS_S)
         self.saved = self._gauge("saved_usd", "US dollars below the baseline's price of the answers", "answered_by")
         self.in_flight = self._gauge("in_flight", "Completions being answered")
         self.engine_up = self._gauge("engine_up", "1 while the engine answers", mode="min")
@@ -107,8 +103,9 @@ class Meter:
 
 def meter(call: Call, to: Meter, settings: ServeSettings) -> None:
     """Count one call that has ended."""
+    large = settings.large.price if settings.large is not None else None
     for each in call.asked:
-        _question(each, to, settings.prices.student if each.by in OWN else settings.large and settings.large.price)
+        _question(each, to, settings.prices.student if each.by in OWN else large)
     if call.first_s is not None:
         to.note(to.first_token, call.first_s, call.answered_by or "none")
     if call.unknown_instructions:
@@ -156,8 +153,9 @@ class Metering(Step):
             await asyncio.to_thread(self._tallies.keep_in, self._server.state_dir)
         self._tallies.start()
         if self._folder is not None and self._worker is not None:
-            self._meter.shared = self._meter.shared or await asyncio.to_thread(Shared, self._folder, self._worker)
-            self._leaving = asyncio.create_task(self._leave_on(self._meter.shared))
+            shared = self._meter.shared or await asyncio.to_thread(Shared, self._folder, self._worker)
+            self._meter.shared = shared
+            self._leaving = asyncio.create_task(self._leave_on(shared))
 
     async def _leave_on(self, shared: Shared) -> None:
         """What other workers add up is never older than a second."""

@@ -12,11 +12,13 @@ from potstill.serving import (
     meter,
     prompt_step,
     route,
+    telemetry,
     validate_input,
     validate_output,
 )
 
 ORDER = (
+    telemetry.make,
     authenticate.make,
     validate_input.make,
     route.make,

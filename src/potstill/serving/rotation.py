@@ -173,7 +173,7 @@ def _make_room(folder: Path, most: int, done: Rotated, step: Step) -> None:
 
 
 def _judged(folder: Path) -> set[str]:
-    found = set()
+    found: set[str] = set()
     for path in folder.glob(FEEDBACK):
         try:
             found.update(str(line.get("id")) for _, line in captured_lines(path))

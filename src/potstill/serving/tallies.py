@@ -164,5 +164,5 @@ class Tallies:
             shown = self._shown(kind, name)
             if user is None or shown == self.user(user):
                 found[shown] = [a + b for a, b in zip(found.get(shown, [0.0] * len(NUMBERS)), row, strict=True)]
-        rows = [{"name": name, **dict(zip(NUMBERS, row, strict=True))} for name, row in found.items()]
+        rows: list[Json] = [{"name": name, **dict(zip(NUMBERS, row, strict=True))} for name, row in found.items()]
         return sorted(rows, key=lambda each: (-each["cost_usd"], -each["requests"], each["name"]))[:most]
