@@ -7,6 +7,7 @@ more than the counting). Every label has few values: versions, steps, codes; use
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +18,8 @@ from potstill.errors import RecipeError
 from potstill.progress import say
 from potstill.serving.call import Asked, Call
 from potstill.serving.costs import OWN, saved_usd
-from potstill.serving.counted import EVERY_S, Shared, exposition, families_of
+from potstill.serving.counted import EVERY_S, Family, Shared, exposition, families_of
+from potstill.serving.history import History
 from potstill.serving.steps import Step
 from potstill.serving.tallies import Tallies
 
@@ -45,6 +47,8 @@ class Meter:
         self.registry = CollectorRegistry()
         self.shared: Shared | None = None
         self.tallies = Tallies()
+        self.history = History()
+        self.began = time.time()
         self._children: dict[tuple[str, ...], MetricWrapperBase] = {}
         self._values: dict[str, int] = {}
         self.requests = self._counter("requests", "Requests by route and HTTP status", "route", "status")
@@ -95,10 +99,14 @@ class Meter:
             found = self._children[(name, *values)] = metric.labels(*values)
         return found
 
-    def text(self) -> bytes:
-        """Prometheus' text format: of this process, or of all workers added up."""
+    def families(self) -> list[Family]:
+        """Everything counted, in this process or by all workers together."""
         families = families_of(self.registry)
-        return exposition(self.shared.together(families) if self.shared is not None else families)
+        return self.shared.together(families) if self.shared is not None else families
+
+    def text(self) -> bytes:
+        """Prometheus' text format."""
+        return exposition(self.families())
 
 
 def meter(call: Call, to: Meter, settings: ServeSettings) -> None:

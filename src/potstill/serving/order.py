@@ -9,6 +9,7 @@ from potstill.serving import (
     authenticate,
     capture,
     constrain,
+    dashboard,
     meter,
     prompt_step,
     route,
@@ -27,5 +28,6 @@ ORDER = (
     # here the engine is asked
     validate_output.make,
     meter.make,
+    dashboard.make,
     capture.make,
 )

@@ -44,6 +44,7 @@ class ServeSettings(Section):
     prices: PricesSettings = PricesSettings()
     large: Annotated[LargeSettings | None, Field(description="the large model behind the student")] = None
     telemetry: Annotated[TelemetrySettings | None, Field(description="traces, and a log line a request")] = None
+    dashboard: Annotated[bool, Field(description="keep twenty minutes of numbers for /dashboard")] = True
     trust: Annotated[TrustSettings | None, Field(description="serve only what this key signed")] = None
     format: Annotated[str | None, Field(description="file of the artifact, as gguf-q8_0; unset: the smallest")] = None
     slots: Annotated[int, Field(ge=1, le=256, description="requests decoded together")] = 4
