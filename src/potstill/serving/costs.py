@@ -5,22 +5,24 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from potstill.serving.call import Call
+    from potstill.serving.call import Asked, Call
     from potstill.serving.prices import PriceSettings
     from potstill.serving.settings import ServeSettings
-
-OWN = ("student", "repair")  # questions put to the student; every other one goes to the large model
 
 
 def cost_of(call: Call, settings: ServeSettings) -> float:
     """US dollars of every question that was put to a model for this call."""
-    large = settings.large.price if settings.large is not None else None
     cost = 0.0
     for each in call.asked:
-        price = settings.prices.student if each.by in OWN else large
-        if price is not None:
-            cost += price.cost_usd(each.usage)
+        cost += _price_of(each, settings).cost_usd(each.usage)
     return cost
+
+
+def _price_of(asked: Asked, settings: ServeSettings) -> PriceSettings:
+    large = settings.large
+    if large is not None and (asked.by in ("large", "sample") or asked.model == large.model):
+        return large.price
+    return settings.prices.student
 
 
 def baseline_of(settings: ServeSettings) -> PriceSettings | None:

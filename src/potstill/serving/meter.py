@@ -17,7 +17,7 @@ from prometheus_client.metrics import MetricWrapperBase
 from potstill.errors import RecipeError
 from potstill.progress import say
 from potstill.serving.call import Asked, Call
-from potstill.serving.costs import OWN, saved_usd
+from potstill.serving.costs import saved_usd
 from potstill.serving.counted import EVERY_S, Family, Shared, exposition, families_of
 from potstill.serving.history import History
 from potstill.serving.steps import Step
@@ -111,9 +111,9 @@ class Meter:
 
 def meter(call: Call, to: Meter, settings: ServeSettings) -> None:
     """Count one call that has ended."""
-    large = settings.large.price if settings.large is not None else None
     for each in call.asked:
-        _question(each, to, settings.prices.student if each.by in OWN else large)
+        is_large = settings.large is not None and went_to_large(each, settings.large.model)
+        _question(each, to, settings.large.price if is_large and settings.large else settings.prices.student)
     if call.first_s is not None:
         to.note(to.first_token, call.first_s, call.answered_by or "none")
     if call.unknown_instructions:
@@ -129,14 +129,18 @@ def meter(call: Call, to: Meter, settings: ServeSettings) -> None:
     to.add(to.saved, saved_usd(call, settings), by)
 
 
-def _question(asked: Asked, to: Meter, price: PriceSettings | None) -> None:
+def went_to_large(asked: Asked, large: str) -> bool:
+    """Whether a question was put to the large model of this name."""
+    return asked.by in ("large", "sample") or asked.model == large
+
+
+def _question(asked: Asked, to: Meter, price: PriceSettings) -> None:
     usage = asked.usage
     if usage:
         to.add(to.tokens, usage.get("prompt_tokens") or 0, "prompt", asked.by)
         to.add(to.tokens, usage.get("completion_tokens") or 0, "completion", asked.by)
         to.add(to.tokens, (usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0, "cached", asked.by)
-        if price is not None:
-            to.add(to.cost, price.cost_usd(usage), asked.by)
+        to.add(to.cost, price.cost_usd(usage), asked.by)
     to.note(to.question, asked.seconds, asked.by)
     if asked.fault is not None:
         to.add(to.faults, 1, asked.by, asked.fault)

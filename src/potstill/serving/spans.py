@@ -18,7 +18,7 @@ from potstill.errors import RecipeError
 from potstill.prompt import joined
 from potstill.records import Json, Message
 from potstill.serving.call import Asked, Call
-from potstill.serving.costs import OWN
+from potstill.serving.meter import went_to_large
 from potstill.serving.traceparent import Trace, _draw
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Spans:
         self._wanted, self._headers = wanted, _headers(wanted)
         large = urlsplit(settings.large.url) if settings.large is not None else None
         self._large = {"server.address": large.hostname or "", "server.port": large.port or 443} if large else {}
+        self._model = settings.large.model if settings.large is not None else ""
         self._processor: Any = None
 
     def start(self) -> None:
@@ -99,7 +100,8 @@ class Spans:
         yield self._made(trace.trace, trace.span, trace.parent, f"POST {_ROUTE}", "SERVER", whole, says)
         for each in call.asked:
             name, when = f"chat {each.model}", times(each.began or call.started, each.seconds)
-            about = question_says(call, each) | ({} if each.by in OWN else self._large)
+            about = question_says(call, each, self._model)
+            about |= self._large if about["gen_ai.provider.name"] == "openai" else {}
             yield self._made(trace.trace, _draw.getrandbits(64) or 1, trace.span, name, "CLIENT", when, about)
         for step, moment, began, seconds in trace.steps:
             if seconds >= SHORTEST_S:
@@ -138,11 +140,11 @@ def request_says(call: Call) -> Json:
     return _told(found | {"gen_ai.response.finish_reasons": finished or None})
 
 
-def question_says(call: Call, asked: Asked) -> Json:
+def question_says(call: Call, asked: Asked, large: str = "") -> Json:
     """The attributes of the span of one question to a model."""
     found: Json = {
         "gen_ai.operation.name": "chat",
-        "gen_ai.provider.name": "potstill" if asked.by in OWN else "openai",
+        "gen_ai.provider.name": "openai" if went_to_large(asked, large) else "potstill",
         "gen_ai.request.model": asked.model,
         "potstill.question": asked.by,
         "error.type": asked.fault,
