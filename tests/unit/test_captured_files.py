@@ -14,6 +14,10 @@ from potstill.records import Json
 from potstill.serving.captured import join
 from potstill.serving.known_ids import KnownIds
 from potstill.serving.rotation import rotate
+from potstill.serving.settings import ServeSettings
+from potstill.serving.tallies import Tallies
+from tests.serving.test_metering import call_of
+from tests.serving.test_steps_and_fleet import server_of
 
 from .forget_place import Place, make_place, secret
 from .mail_log import exchange
@@ -91,3 +95,17 @@ def test_lineage_finds_an_answer_in_a_rotated_file(
     rotate(made.captured, grace_s=1e9)
     assert cli.main(["lineage", "x00094", "--work-dir", str(made.work)]) == 0
     assert "exchanges-1.parquet:5" in capsys.readouterr().out
+
+
+def test_what_a_forgotten_user_used_is_forgotten_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = place(tmp_path, monkeypatch)
+    (made.work / "state").mkdir()
+    kept = Tallies()
+    kept.keep_in(made.work / "state")
+    for user in (USER, "somebody"):
+        kept.count(call_of(server_of(), user), ServeSettings())
+    kept.write()
+    assert cli.main(["forget", "--user", USER, "--work-dir", str(made.work), "--yes"]) == 0
+    assert kept.top("user", user=USER) == []
+    assert [each["requests"] for each in kept.top("user", user="somebody")] == [1]
+    assert kept.top("key")[0]["requests"] == 2

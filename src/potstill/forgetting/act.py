@@ -29,12 +29,13 @@ from potstill.forgetting.strike import (
 )
 from potstill.forgetting.suppressed import FOLDER, KINDS, Kind, Suppressed, keyed, records, suppressed
 from potstill.forgetting.tombstone import ORDER, Again, Tombstone, read_tombstone, write_tombstone
+from potstill.forgetting.usage import strike_usage
 from potstill.forgetting.wanted import Wanted
 from potstill.manifest import MANIFEST, Manifest, sha256_file, write_atomically
 from potstill.pipeline import locked
 from potstill.records import Json
 
-IN_ORDER = ("delete", "page", "json", "lines", "ledger", "rows", "blank")
+IN_ORDER = ("delete", "page", "json", "lines", "ledger", "usage", "rows", "blank")
 Step = Callable[[str], None]
 
 
@@ -223,6 +224,8 @@ def _do(work: Path, trace: Trace, wanted: Wanted, needles: Needles, record: str)
         strike_lines(path, wanted, needles)
     elif trace.act == "ledger":
         strike_ledger(path, wanted)
+    elif trace.act == "usage":
+        strike_usage(path, wanted)
     elif trace.act == "rows":
         strike_table(path, wanted)
     elif trace.act == "blank":

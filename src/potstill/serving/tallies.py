@@ -89,9 +89,7 @@ class Tallies:
 
     def user(self, identity: str) -> str:
         """The name that a user stands under."""
-        return (
-            "user-" + blake2b(identity.encode("utf-8", "surrogatepass"), key=self.key[:64], digest_size=6).hexdigest()
-        )
+        return user_name(identity, self.key)
 
     def start(self) -> None:
         """Write from now on, until there were as many ends as starts: of a plan and of the one that replaces it."""
@@ -166,3 +164,8 @@ class Tallies:
                 found[shown] = [a + b for a, b in zip(found.get(shown, [0.0] * len(NUMBERS)), row, strict=True)]
         rows: list[Json] = [{"name": name, **dict(zip(NUMBERS, row, strict=True))} for name, row in found.items()]
         return sorted(rows, key=lambda each: (-each["cost_usd"], -each["requests"], each["name"]))[:most]
+
+
+def user_name(identity: str, key: bytes) -> str:
+    """48 bits of BLAKE2b under the key (RFC 7693), which stand for a user."""
+    return "user-" + blake2b(identity.encode("utf-8", "surrogatepass"), key=key[:64], digest_size=6).hexdigest()
