@@ -18,6 +18,7 @@ import uvicorn
 
 from benchmarks.gateway import door
 from potstill.records import Json
+from potstill.serving import route
 from potstill.serving.app import App
 from potstill.serving.call import Asked, Call
 from potstill.serving.errors import RequestRefused
@@ -69,8 +70,9 @@ def mock_engine(*words: str) -> Iterator[str]:
 def server_of(engine: str, folder: Path, **settings: Any) -> Server:
     made = ServeSettings.model_validate(PRICED | settings)
     server = door.server_before(engine, made, folder)
+    at = ORDER.index(route.make) + 1
     fresh = Server(
-        server.fleet, made, [*ORDER[:4], lambda _: Elsewhere(), *ORDER[4:]], keys=server.keys, meter=server.meter,
+        server.fleet, made, [*ORDER[:at], lambda _: Elsewhere(), *ORDER[at:]], keys=server.keys, meter=server.meter,
         log=server.log, state_dir=folder / "state",
     )  # fmt: skip
     return fresh

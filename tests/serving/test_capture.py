@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import os
 import sqlite3
 import threading
@@ -22,14 +24,21 @@ from potstill import captured_files
 from potstill.captured_files import INDEX, exchange_files, is_captured
 from potstill.records import Json
 from potstill.redaction import Redactor
-from potstill.serving import appending, known_ids
+from potstill.serving import appending, known_ids, route
 from potstill.serving.appending import Appending
+from potstill.serving.call import Call
 from potstill.serving.capture import Bounds, CaptureLog
 from potstill.serving.captured import join
+from potstill.serving.fleet import Fleet
 from potstill.serving.known_ids import KnownIds
 from potstill.serving.meter import Meter
+from potstill.serving.order import ORDER
 from potstill.serving.redact_lines import RedactLines
 from potstill.serving.rotation import rotate, size_of
+from potstill.serving.server import Server
+from potstill.serving.settings import ServeSettings
+from potstill.serving.steps import Step
+from tests.serving.test_steps_and_fleet import asked, deployment
 
 
 def line(identity: str, text: str = "x", **more: Any) -> Json:
@@ -387,3 +396,35 @@ def test_names_of_captured_files_are_told_from_others() -> None:
     assert is_captured(Path("exchanges-1.parquet"))
     assert not is_captured(Path("exchanges-1.parquet.partial"))
     assert not is_captured(Path("train.parquet"))
+
+
+class Answering(Step):
+    """Answers on the way in: no engine is needed."""
+
+    async def before(self, call: Call) -> None:
+        choice = {"index": 0, "message": {"role": "assistant", "content": "kept"}, "finish_reason": "stop"}
+        call.response = {"id": call.id, "object": "chat.completion", "created": 1, "usage": {}, "choices": [choice]}
+
+
+@pytest.mark.parametrize("durable", [True, False])
+def test_on_a_full_disk_a_durable_server_refuses_and_another_goes_on_and_both_recover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, durable: bool
+) -> None:
+    log = opened(tmp_path, durable=durable, bounds=Bounds(group_s=0.01))
+    at = ORDER.index(route.make) + 1
+    made = [*ORDER[:at], lambda _: Answering(), *ORDER[at:]]
+    server = Server(Fleet(deployment("m")), ServeSettings(), made, log=log)
+    with monkeypatch.context() as patch:
+        patch.setattr(appending, "os", Disk("write", 1, lasting=True))
+        status, body = asyncio.run(asked(server))
+        assert until(lambda: not log._queue)
+        time.sleep(0.2)
+        if durable:
+            assert (status, json.loads(body)["error"]["code"]) == (503, "capture_failed")
+        else:
+            assert status == 200
+    assert ids(tmp_path) == []
+    status, body = asyncio.run(asked(server))
+    assert status == 200
+    log.close()
+    assert ids(tmp_path) == [json.loads(body)["id"]]

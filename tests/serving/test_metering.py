@@ -15,6 +15,7 @@ import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -292,13 +293,7 @@ def test_a_worker_that_is_gone_leaves_its_counters_and_takes_its_gauges(
 def test_two_workers_of_one_server_share_their_numbers(engine: str, tmp_path: Path) -> None:
     one, other = (server_of(engine, tmp_path, capture=None) for _ in range(2))
     for at, each in enumerate((one, other)):
-        each.worker = at  # type: ignore[attr-defined]
-    one, other = (
-        Server(each.fleet, each.settings, each._order, meter=each.meter, state_dir=tmp_path / "state")
-        for each in (one, other)
-    )
-    for at, each in enumerate((one, other)):
-        each.worker = at  # type: ignore[attr-defined]
+        vars(each)["worker"] = SimpleNamespace(index=at, workers=2, folder=tmp_path)
         each.plan = each._planned()
     with serving(one) as first, serving(other) as second:
         with httpx.Client(base_url=first) as http:

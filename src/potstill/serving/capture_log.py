@@ -19,16 +19,22 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import orjson
 
 from potstill.captured_files import is_lines
 from potstill.progress import say
 from potstill.records import Json
+from potstill.redaction import redaction_key
 from potstill.serving.appending import Appending, Kind
 from potstill.serving.known_ids import KnownIds
 from potstill.serving.meter import Meter
+from potstill.serving.redact_lines import RedactLines
 from potstill.serving.rotation import size_of
+
+if TYPE_CHECKING:
+    from potstill.serving.settings import CaptureSettings
 
 Redact = Callable[[Json], Json]
 KINDS: tuple[Kind, ...] = ("exchanges", "feedback")  # an opinion is never on the disk before what it is about
@@ -87,6 +93,14 @@ class CaptureLog:
         self._not_before = monotonic() + FIRST_PASS_S
         self._writer = threading.Thread(target=self._write_all, name="potstill-capture", daemon=True)
         self._writer.start()
+
+    @classmethod
+    def of(cls, wanted: CaptureSettings, folder: Path, meter: Meter, redact: Redact | None = None) -> CaptureLog:
+        """As the settings have it, in `folder` unless they name another; `redact` replaces the usual rules."""
+        folder = Path(wanted.dir) if wanted.dir else folder
+        rules = (redact or RedactLines(redaction_key(folder.parent))) if wanted.redact else None
+        bounds = Bounds(wanted.rotate_bytes, wanted.rotate_s, wanted.max_bytes, wanted.group_ms / 1000)
+        return cls(folder, meter, sample=wanted.sample, durable=wanted.durable, redact=rules, bounds=bounds)
 
     def wants(self, identity: str) -> bool:
         return self._sample >= 1.0 or zlib.crc32(identity.encode()) < self._sample * 2**32

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -152,8 +153,9 @@ class Metering(Step):
     def __init__(self, server: Server) -> None:
         self._server, self._meter, self._settings = server, server.meter, server.settings
         self._tallies = server.meter.tallies
-        self._worker: int | None = getattr(server, "worker", None)  # of several processes, None where there is one
-        self._folder = server.state_dir / "metrics" if self._worker is not None else None
+        place = getattr(server, "worker", None)  # which of several processes this is, and the folder of all
+        self._index: int = getattr(place, "index", 0)
+        self._folder: Path | None = getattr(place, "folder", None)
         self._leaving: asyncio.Task[None] | None = None
 
     async def end(self, call: Call) -> None:
@@ -164,8 +166,8 @@ class Metering(Step):
         with suppress(RecipeError):  # no folder for its state: they are counted in memory
             await asyncio.to_thread(self._tallies.keep_in, self._server.state_dir)
         self._tallies.start()
-        if self._folder is not None and self._worker is not None:
-            shared = self._meter.shared or await asyncio.to_thread(Shared, self._folder, self._worker)
+        if self._folder is not None:
+            shared = self._meter.shared or await asyncio.to_thread(Shared, self._folder / "metrics", self._index)
             self._meter.shared = shared
             self._leaving = asyncio.create_task(self._leave_on(shared))
 

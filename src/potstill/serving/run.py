@@ -15,14 +15,13 @@ import uvicorn
 from potstill.errors import EngineFailure, RecipeError
 from potstill.progress import say
 from potstill.records import Json
-from potstill.redaction import Redactor, redaction_key
+from potstill.redaction import Redactor
 from potstill.serving.app import App
 from potstill.serving.authenticate import Keys
-from potstill.serving.capture import Bounds, CaptureLog, Redact
+from potstill.serving.capture import CaptureLog, Redact
 from potstill.serving.fleet import Deployment, Fleet
 from potstill.serving.meter import Meter
 from potstill.serving.order import ORDER
-from potstill.serving.redact_lines import RedactLines
 from potstill.serving.server import Server
 from potstill.serving.settings import ServeSettings
 from potstill.serving.start import load_artifact, refuse_open_door, start_engine
@@ -137,13 +136,7 @@ def _url(listening: socket.socket) -> str:
 
 
 def _capture_log(settings: ServeSettings, capture_dir: Path, meter: Meter, redact: Redact | None) -> CaptureLog | None:
-    wanted = settings.capture
-    if wanted is None:
-        return None
-    folder = Path(wanted.dir) if wanted.dir else capture_dir
-    redact = (redact or RedactLines(redaction_key(folder.parent))) if wanted.redact else None
-    bounds = Bounds(wanted.rotate_bytes, wanted.rotate_s, wanted.max_bytes, wanted.group_ms / 1000)
-    return CaptureLog(folder, meter, sample=wanted.sample, durable=wanted.durable, redact=redact, bounds=bounds)
+    return CaptureLog.of(settings.capture, capture_dir, meter, redact) if settings.capture is not None else None
 
 
 def _uvicorn(server: Server) -> uvicorn.Server:
