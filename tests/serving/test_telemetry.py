@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 import socket
 import threading
 import time
@@ -233,6 +234,17 @@ def test_a_receiver_that_is_away_costs_no_answer_and_no_time(receiver: Receiver)
         replies = ask(server, times=20)
         assert all(each.status_code == 200 for each in replies)
         assert time.monotonic() - began < 30
+
+
+def test_a_receiver_that_is_away_is_said_once_and_not_for_every_batch(
+    receiver: Receiver, capsys: pytest.CaptureFixture[str]
+) -> None:
+    logging.getLogger("opentelemetry").handlers.clear()
+    for _ in range(2):
+        ask(server_before(receiver.url, {"traces": {"url": "http://127.0.0.1:9/v1/traces"}}))
+    said = [each for each in capsys.readouterr().err.splitlines() if "span" in each or "refused" in each]
+    assert len(said) == 1
+    assert said[0].startswith("serve: telemetry.traces: ")
 
 
 def test_headers_of_the_receiver_come_from_the_environment(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,8 +6,10 @@ answers. Source: OpenTelemetry semantic conventions 1.37 and later, gen-ai-spans
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
@@ -15,6 +17,7 @@ import orjson
 
 from potstill import __version__
 from potstill.errors import RecipeError
+from potstill.progress import say
 from potstill.prompt import joined
 from potstill.records import Json, Message
 from potstill.serving.call import Asked, Call
@@ -52,6 +55,7 @@ class Spans:
         from opentelemetry.sdk.util.instrumentation import InstrumentationScope
         from opentelemetry.trace import SpanContext, SpanKind, Status, StatusCode, TraceFlags
 
+        _speak_seldom()
         exporter = OTLPSpanExporter(endpoint=self._wanted.url, headers=self._headers, timeout=2)
         self._processor = BatchSpanProcessor(exporter, max_queue_size=8192, schedule_delay_millis=1000)
         resource = Resource({"service.name": self._wanted.service, "service.version": __version__})
@@ -107,6 +111,24 @@ class Spans:
             if seconds >= SHORTEST_S:
                 name, when = f"{step} {moment}", times(began, seconds)
                 yield self._made(trace.trace, _draw.getrandbits(64) or 1, trace.span, name, "INTERNAL", when, {})
+
+
+class _Seldom(logging.Handler):
+    """What the library has to say of a receiver that is away: once a minute, not once a batch."""
+
+    _last = -60.0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno >= logging.WARNING and monotonic() - self._last >= 60:
+            self._last = monotonic()
+            say(f"serve: telemetry.traces: {record.getMessage()[:300]}")
+
+
+def _speak_seldom() -> None:
+    library = logging.getLogger("opentelemetry")
+    if not any(isinstance(each, _Seldom) for each in library.handlers):
+        library.addHandler(_Seldom())
+        library.propagate = False
 
 
 def _headers(wanted: TracesSettings) -> dict[str, str]:
