@@ -113,7 +113,7 @@ OPERATIONS = st.lists(
 )
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(operations=OPERATIONS, begun=st.booleans())
 def test_any_order_of_writing_rotating_and_kills_keeps_every_acknowledged_line_exactly_once(
     tmp_path_factory: pytest.TempPathFactory, operations: list[tuple[str, float]], begun: bool

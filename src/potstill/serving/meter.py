@@ -167,9 +167,9 @@ class Metering(Step):
             await asyncio.to_thread(self._tallies.keep_in, self._server.state_dir)
         self._tallies.start()
         if self._folder is not None:
-            shared = self._meter.shared or await asyncio.to_thread(Shared, self._folder / "metrics", self._index)
-            self._meter.shared = shared
-            self._leaving = asyncio.create_task(self._leave_on(shared))
+            if self._meter.shared is None:
+                self._meter.shared = await asyncio.to_thread(Shared, self._folder / "metrics", self._index)
+            self._leaving = asyncio.create_task(self._leave_on(self._meter.shared))
 
     async def _leave_on(self, shared: Shared) -> None:
         """What other workers add up is never older than a second."""
