@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,7 +50,7 @@ def opened(browser: Any, url: str, width: int, height: int, scheme: str = "light
     assert page.locator("#all").is_hidden()
     page.fill("#key", "a wrong key")
     page.click("button")
-    page.wait_for_function("document.getElementById('wrong').textContent.length > 0")
+    page.wait_for_selector("#wrong:not(:empty)")
     page.fill("#key", KEY)
     page.click("button")
     page.wait_for_selector("#all:not([hidden])")
@@ -88,9 +89,7 @@ def test_the_page_is_live_and_says_what_is_wrong(browser: Any, server: tuple[str
     with httpx.Client(base_url=url, headers={"authorization": f"Bearer {KEY}"}, timeout=30) as http:
         for _ in range(30):
             assert say(http, "cache").status_code == 200
-    page.wait_for_function(
-        "/exact_cache [1-9]/.test(document.querySelectorAll('#plots .card')[2].innerText)", timeout=20_000
-    )
+    page.locator("#plots .card").nth(2).filter(has_text=re.compile("exact_cache [1-9]")).wait_for(timeout=20_000)
     assert page.locator("#tiles").inner_text() != ""
     made.meter.capture_full.set(1)
     page.wait_for_selector("#alarms .alarm", timeout=20_000)
