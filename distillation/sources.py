@@ -13,6 +13,7 @@ from typing import Any
 
 from pydantic import Field
 
+from potstill.captured_files import instead_of, is_lines, parquet_of
 from potstill.errors import RecipeError
 from potstill.feedback_join import EXCHANGES
 from potstill.feedback_join import FEEDBACK as LATER
@@ -85,14 +86,20 @@ def _companion_faults(at: int, source: Source, known: Connector) -> list[str]:
 
 
 def files_of(path: str) -> list[str]:
-    """The files that a path, glob or fsspec address stands for, sorted; raises RecipeError when there is none."""
+    """The files that a path, glob or fsspec address stands for, sorted; raises RecipeError when there is none.
+
+    Where it names captured files of lines, their Parquet files are meant too: lines become Parquet while one looks.
+    """
     import fsspec
 
     if path.startswith(TRACES):
         return [path]
     filesystem, inner = fsspec.core.url_to_fs(path)
     matches = sorted(filesystem.glob(inner)) if any(c in inner for c in "*?[") else [inner]
-    matches = [each for each in matches if filesystem.isfile(each)]
+    if is_lines(inner):
+        rotated = parquet_of(inner)
+        matches += filesystem.glob(rotated) if any(c in inner for c in "*?[") else [rotated]
+    matches = instead_of(sorted({each for each in matches if filesystem.isfile(each)}))
     if not matches:
         raise RecipeError([f"distill.sources: {path}: no such file; give a log file, a glob or an address"])
     return [filesystem.unstrip_protocol(each) if "://" in path else each for each in matches]

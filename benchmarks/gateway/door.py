@@ -24,7 +24,7 @@ from potstill.serving.capture import CaptureLog
 from potstill.serving.fleet import Deployment, Fleet
 from potstill.serving.meter import Meter
 from potstill.serving.order import ORDER
-from potstill.serving.run import redact_exchange
+from potstill.serving.redact_lines import RedactLines
 from potstill.serving.server import Server
 from potstill.serving.settings import ServeSettings
 from potstill.serving.start import Served
@@ -41,7 +41,7 @@ def server_before(engine: str, settings: ServeSettings, folder: Path) -> Server:
     meter = Meter()
     log = None
     if settings.capture is not None:
-        redact = redact_exchange if settings.capture.redact else None
+        redact = RedactLines() if settings.capture.redact else None
         log = CaptureLog(folder, meter, sample=settings.capture.sample, durable=settings.capture.durable, redact=redact)
     fleet = Fleet(Deployment("mock@1", served, Address(engine, "mock")))
     return Server(fleet, settings, ORDER, keys=Keys.load(settings.keys), meter=meter, log=log)

@@ -217,7 +217,8 @@ def test_ids_of_exchanges_users_and_feedback_that_a_server_captures(area: Area) 
         log.knows(f"not {name}")
     log.close()
     assert area.survey() == before
-    assert {each.name.partition("-")[0] for each in (area.work / "captured").iterdir()} == {"exchanges", "feedback"}
+    found = {each.name.partition("-")[0] for each in (area.work / "captured").iterdir()}
+    assert found == {"exchanges", "feedback", "known"}
     assert {each.id for each in join(area.work / "captured")} == set(names)
 
 

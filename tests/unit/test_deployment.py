@@ -59,7 +59,7 @@ def test_the_settings_in_the_commands_are_settings_of_serve() -> None:
 
     words = [each for each in COMPOSE["services"]["potstill"]["command"] if "=" in each]
     settings = settings_from(words)
-    assert (settings.host, settings.port, settings.state.redis) == ("0.0.0.0", 8080, "REDIS_URL")  # noqa: S104
+    assert (settings.host, settings.port, settings.state.redis) == ("0.0.0.0", 8080, "REDIS_URL")
 
 
 def test_the_unit_is_one_that_systemd_accepts(tmp_path: Path) -> None:

@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
+from potstill.captured_files import folder_locked
 from potstill.errors import PotstillError
 from potstill.forgetting.needles import Needles
 from potstill.forgetting.plan import Plan, Trace, find_traces, needles_of
-from potstill.forgetting.reading import edits_of
+from potstill.forgetting.reading import edits_of, finished_folders, traffic
 from potstill.forgetting.strike import (
     strike_captured,
     strike_json,
@@ -28,12 +29,13 @@ from potstill.forgetting.strike import (
 )
 from potstill.forgetting.suppressed import FOLDER, KINDS, Kind, Suppressed, keyed, records, suppressed
 from potstill.forgetting.tombstone import ORDER, Again, Tombstone, read_tombstone, write_tombstone
+from potstill.forgetting.usage import strike_usage
 from potstill.forgetting.wanted import Wanted
 from potstill.manifest import MANIFEST, Manifest, sha256_file, write_atomically
 from potstill.pipeline import locked
 from potstill.records import Json
 
-IN_ORDER = ("delete", "page", "json", "lines", "ledger", "rows", "blank")
+IN_ORDER = ("delete", "page", "json", "lines", "ledger", "usage", "rows", "blank")
 Step = Callable[[str], None]
 
 
@@ -89,6 +91,8 @@ def forget(
         for folder in sorted({path.parent.parent for path in work.glob(f"*/*/{MANIFEST}")}):
             if folder.name not in (FOLDER, "mlartifacts", "mlruns"):
                 stack.enter_context(locked(folder))
+        for folder in sorted({path.parent for path in traffic(work, finished_folders(work))[0]}):
+            stack.enter_context(folder_locked(folder))  # no file is rotated into another while lines are struck
         wanted, unfinished, before = _begin(work, kind, value)
         plan = find_traces(work, wanted)
         if unfinished is None and not plan.to_do() and _is_suppressed(work, plan):
@@ -220,6 +224,8 @@ def _do(work: Path, trace: Trace, wanted: Wanted, needles: Needles, record: str)
         strike_lines(path, wanted, needles)
     elif trace.act == "ledger":
         strike_ledger(path, wanted)
+    elif trace.act == "usage":
+        strike_usage(path, wanted)
     elif trace.act == "rows":
         strike_table(path, wanted)
     elif trace.act == "blank":

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from potstill.captured_files import is_captured
 from potstill.forgetting.needles import Needles
 from potstill.forgetting.reading import (
     batches,
@@ -15,19 +16,19 @@ from potstill.forgetting.reading import (
     edits_of,
     finished_folders,
     foreign_lines,
-    is_captured,
     read_dataset,
     traffic,
 )
 from potstill.forgetting.strike import count_rows, json_changes, ledger_rows, line_goes
 from potstill.forgetting.suppressed import FOLDER
 from potstill.forgetting.tombstone import TOMBSTONE, Again
+from potstill.forgetting.usage import USAGE, usage_rows
 from potstill.forgetting.wanted import Wanted
 from potstill.manifest import MANIFEST, Manifest, sha256_file
 from potstill.members import MEMBERS
 from potstill.records import Json
 
-Act = Literal["blank", "suppress", "rows", "lines", "json", "page", "ledger", "delete", "mark", "look"]
+Act = Literal["blank", "suppress", "rows", "lines", "json", "page", "ledger", "usage", "delete", "mark", "look"]
 WORDS: Mapping[Act, str] = {
     "blank": "lines blanked where they lie",
     "suppress": "not ours: not edited, never read again by distill",
@@ -36,6 +37,7 @@ WORDS: Mapping[Act, str] = {
     "json": "entries taken out",
     "page": "page taken away, a note left",
     "ledger": "the teacher's answers deleted, their cost kept",
+    "usage": "rows of what was used deleted",
     "delete": "deleted",
     "mark": "marked",
     "look": "NOT EDITED: look at it yourself",
@@ -212,6 +214,9 @@ def _act_on(path: Path, wanted: Wanted, needles: Needles, wide: Needles) -> tupl
         if changes:
             return "rows", rows
         return ("look", 0) if not _keeps_ids(path) and needles and needles.in_file(path) else (None, 0)
+    if path.name == USAGE:
+        rows = usage_rows(path, wanted)
+        return ("usage", rows) if rows else (None, 0)
     if path.name == "relabel.sqlite":
         rows = ledger_rows(path, wanted)
         return ("ledger", rows) if rows else (None, 0)

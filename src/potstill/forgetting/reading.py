@@ -12,29 +12,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from potstill.errors import ManifestMismatch
-from potstill.feedback_join import EXCHANGES, FEEDBACK
+from potstill.captured_files import HEADS, is_captured, parquet_lines
+from potstill.errors import DamagedLine, ManifestMismatch
 from potstill.forgetting.wanted import SHORTEST_TEXT, Wanted, answers_of, exchange_parts, said
 from potstill.manifest import MANIFEST, Manifest, read_manifest
 from potstill.members import MEMBERS, exchange_ids
 from potstill.records import Json
 
-_HEADS = (EXCHANGES.partition("*")[0], FEEDBACK.partition("*")[0])
 ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class Edit:
-    """A line of captured traffic at its place in the (decompressed) file; `new` None takes it out whole."""
+    """A line of captured traffic at its place in the (decompressed) file; `new` None takes it out whole.
+
+    Of a Parquet file `offset` is the number of the row, and `length` is 1.
+    """
 
     offset: int
     length: int
     new: bytes | None
-
-
-def is_captured(path: Path) -> bool:
-    """Whether our server wrote this file (or it was compressed since)."""
-    return path.name.startswith(_HEADS) and ".jsonl" in path.name and not path.name.endswith(".partial")
 
 
 def finished_folders(work: Path) -> list[tuple[Path, Manifest]]:
@@ -50,7 +47,7 @@ def finished_folders(work: Path) -> list[tuple[Path, Manifest]]:
 
 def traffic(work: Path, folders: Iterable[tuple[Path, Manifest]]) -> tuple[list[Path], list[str]]:
     """Captured files (in the working folder, or read by one of its datasets), and all other logs by address."""
-    captured = {path for path in work.rglob("*.jsonl*") if is_captured(path) and path.is_file()}
+    captured = {path for head in HEADS for path in work.rglob(f"{head}*") if is_captured(path) and path.is_file()}
     foreign: dict[str, None] = {}
     for _, manifest in folders:
         for each in manifest.inputs:
@@ -82,8 +79,10 @@ def edits_of(path: Path, wanted: Wanted) -> tuple[list[Edit], bool]:
     """What must go of a captured file, and whether more is known now than before it was read."""
     import orjson
 
+    if path.suffix == ".parquet":
+        return _edits_of_rows(path, wanted)
     edits, grew, offset = [], False, 0
-    exchanges = path.name.startswith(_HEADS[0])
+    exchanges = path.name.startswith(HEADS[0])
     with opened(path) as stream:
         for line in stream:
             at, offset = offset, offset + len(line)
@@ -102,6 +101,21 @@ def edits_of(path: Path, wanted: Wanted) -> tuple[list[Edit], bool]:
             new = None if found else _without_opinions(data, wanted)
             if found or new is not None:
                 edits.append(Edit(at, len(line), new))
+    return edits, grew
+
+
+def _edits_of_rows(path: Path, wanted: Wanted) -> tuple[list[Edit], bool]:
+    """As `edits_of`, for a file that was rotated; one that is not whole is none of ours to judge."""
+    edits, grew = [], False
+    try:
+        for at, data in enumerate(parquet_lines(path)):
+            found, more = _exchange(data, wanted)
+            grew |= more
+            new = None if found else _without_opinions(data, wanted)
+            if found or new is not None:
+                edits.append(Edit(at, 1, new))
+    except DamagedLine:
+        return [], grew
     return edits, grew
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from potstill.captured_files import INDEX, captured_lines, put_in_place, table_of, write_table
 from potstill.forgetting.needles import Needles
 from potstill.forgetting.reading import Edit, batches, column_names, names_in
 from potstill.forgetting.wanted import SHORTEST_ID, Wanted, said
@@ -30,7 +31,13 @@ Make it again with the command that made it.</p></body></html>
 
 
 def strike_captured(path: Path, edits: Sequence[Edit]) -> None:
-    """Blank lines, or put shorter ones in their place; a compressed file, which nobody appends to, is rewritten."""
+    """Blank lines, or put shorter ones in their place; files that nobody appends to, compressed and Parquet, are
+    rewritten. The ids that are known of the folder are read anew when they are next asked for.
+    """
+    (path.parent / INDEX).unlink(missing_ok=True)
+    if path.suffix == ".parquet":
+        _strike_rows(path, edits)
+        return
     with path.open("rb") as stream:
         start = stream.read(4)
     if start[:2] == b"\x1f\x8b":
@@ -44,6 +51,21 @@ def strike_captured(path: Path, edits: Sequence[Edit]) -> None:
         for each in edits:
             os.pwrite(raw.fileno(), _filled(each), each.offset)
         os.fsync(raw.fileno())
+
+
+def _strike_rows(path: Path, edits: Sequence[Edit]) -> None:
+    """A rotated file without the rows that go; one that has no other is removed."""
+    by_row = {each.offset: each.new for each in edits}
+    kept = []
+    for at, line in captured_lines(path):
+        new = by_row.get(at - 1, b"")
+        if new is not None:
+            kept.append(json.loads(new) if new else line)
+    if not kept:
+        path.unlink()
+        return
+    write_table(path, iter([table_of(kept)]))
+    put_in_place(path)
 
 
 def _filled(edit: Edit) -> bytes:

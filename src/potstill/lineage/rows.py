@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from potstill.captured_files import ROTATED, captured_lines, ids_of
 from potstill.feedback_join import EXCHANGES, FEEDBACK
 from potstill.lineage.tree import Known, Node, made_of, of_folder
 from potstill.manifest import Manifest
@@ -54,6 +55,8 @@ def _captured(thing: str, work_dir: Path) -> Iterator[tuple[str, Json]]:
     mark = json.dumps(thing, ensure_ascii=False).encode()
     for pattern in (EXCHANGES, FEEDBACK):
         for path in sorted(work_dir.rglob(pattern)):
+            if path.with_suffix(".parquet").exists():
+                continue  # it stands there
             with path.open("rb") as stream:
                 for number, line in enumerate(stream, 1):
                     if mark in line:
@@ -63,6 +66,9 @@ def _captured(thing: str, work_dir: Path) -> Iterator[tuple[str, Json]]:
                             continue
                         if isinstance(data, dict) and data.get("id") == thing:
                             yield f"{path}:{number}", data
+    for path in sorted(work_dir.rglob(ROTATED)):
+        if thing in ids_of(path):
+            yield from ((f"{path}:{at}", data) for at, data in captured_lines(path) if data["id"] == thing)
 
 
 def _given_by(answered: Json | None, known: Known) -> list[Node]:

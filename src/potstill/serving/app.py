@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from potstill.progress import say
+from potstill.serving import dashboard
 from potstill.serving.answer import chat_completions
 from potstill.serving.authenticate import caller
 from potstill.serving.errors import RequestRefused
@@ -62,6 +63,8 @@ ROUTES: dict[tuple[str, str], Handle] = {
     ("GET", "/healthz"): healthz,
     ("GET", "/readyz"): readyz,
     ("GET", "/metrics"): metrics,
+    ("GET", "/dashboard"): dashboard.page,
+    ("GET", "/dashboard.json"): dashboard.numbers,
 }
 PATHS = {path for _, path in ROUTES}
 

@@ -29,6 +29,7 @@ class Asked:
     usage: Json
     seconds: float
     fault: str | None = None
+    began: float = 0.0  # of `monotonic`
 
 
 @dataclass(slots=True)

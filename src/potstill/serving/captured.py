@@ -1,7 +1,7 @@
-"""Captured exchanges with the feedback that came later: what `distill` reads, from the two kinds of files in a folder.
+"""Captured exchanges with the feedback that came later: what `distill` reads, from the files of a folder.
 
-`exchanges-*.jsonl` holds one exchange a line, `feedback-*.jsonl` one `{"id", "feedback": {...}}` a line. A line that a
-killed server left unfinished (the last of its file, without a line end) was never acknowledged as durable: passed over.
+`exchanges-*` holds one exchange a line or row, `feedback-*.jsonl` one `{"id", "feedback": {...}}` a line
+(`potstill.captured_files`). Every acknowledged line is given exactly once, whatever was killed while it was moved.
 """
 
 from __future__ import annotations
@@ -9,38 +9,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import orjson
-
+from potstill.captured_files import captured_lines, exchange_files
 from potstill.errors import DamagedLine
-from potstill.feedback_join import EXCHANGES, FEEDBACK, LaterFeedback, read_feedback_line
-from potstill.records import Exchange, Json
+from potstill.feedback_join import FEEDBACK, LaterFeedback, read_feedback_line
+from potstill.records import Exchange
 
 
 def join(folder: Path) -> Iterator[Exchange]:
     """Every captured exchange with its feedback in the order of its time; raises DamagedLine naming file and line."""
     later: LaterFeedback[str] = LaterFeedback()
-    for where, line in _lines(folder, FEEDBACK):
-        try:
-            later.add(*read_feedback_line(line), where)
-        except DamagedLine as fault:
-            raise DamagedLine(f"{where}: {fault}") from fault
-    for where, line in _lines(folder, EXCHANGES):
-        try:
-            yield later.join(Exchange.from_json(line))
-        except DamagedLine as fault:
-            raise DamagedLine(f"{where}: {fault}") from fault
-
-
-def _lines(folder: Path, pattern: str) -> Iterator[tuple[str, Json]]:
-    for path in sorted(folder.glob(pattern)):
-        with path.open("rb") as stream:
-            for number, line in enumerate(stream, 1):
-                if not line.endswith(b"\n") or line.isspace():  # blank: forgotten since
-                    continue
-                try:
-                    found = orjson.loads(line)
-                except orjson.JSONDecodeError as fault:
-                    raise DamagedLine(f"{path}:{number}: not JSON ({fault})") from fault
-                if not isinstance(found, dict):
-                    raise DamagedLine(f"{path}:{number}: found {type(found).__name__}, expected an object")
-                yield f"{path}:{number}", found
+    for path in sorted(folder.glob(FEEDBACK)):
+        for number, line in captured_lines(path):
+            where = f"{path}:{number}"
+            try:
+                later.add(*read_feedback_line(line), where)
+            except DamagedLine as fault:
+                raise DamagedLine(f"{where}: {fault}") from fault
+    for path in exchange_files(folder):
+        for number, line in captured_lines(path):
+            try:
+                yield later.join(Exchange.from_json(line))
+            except DamagedLine as fault:
+                raise DamagedLine(f"{path}:{number}: {fault}") from fault

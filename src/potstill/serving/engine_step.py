@@ -59,7 +59,7 @@ class Question:
 
     def asked(self, by: str, model: str) -> Asked:
         """What it came to, for the account of a call."""
-        return Asked(by, model, self.answer.usage, monotonic() - self._began, self.fault)
+        return Asked(by, model, self.answer.usage, monotonic() - self._began, self.fault, self._began)
 
     async def whole(self) -> Json:
         """The whole answer in OpenAI's form; raises RequestRefused."""

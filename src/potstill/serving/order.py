@@ -10,6 +10,7 @@ from potstill.serving import (
     authenticate,
     capture,
     constrain,
+    dashboard,
     direct,
     escalate,
     meter,
@@ -18,11 +19,13 @@ from potstill.serving import (
     route,
     screen,
     shadow,
+    telemetry,
     validate_input,
     validate_output,
 )
 
 ORDER = (
+    telemetry.make,
     authenticate.make,
     validate_input.make,
     screen.make,
@@ -37,5 +40,6 @@ ORDER = (
     shadow.make,
     answer_filter.make,
     meter.make,
+    dashboard.make,
     capture.make,
 )

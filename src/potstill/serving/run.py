@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import uvicorn
@@ -16,7 +15,7 @@ import uvicorn
 from potstill.errors import EngineFailure, RecipeError
 from potstill.progress import say
 from potstill.records import Json
-from potstill.redaction import Redactor, redaction_key
+from potstill.redaction import Redactor
 from potstill.serving.app import App
 from potstill.serving.authenticate import Keys
 from potstill.serving.capture import CaptureLog, Redact
@@ -137,14 +136,7 @@ def _url(listening: socket.socket) -> str:
 
 
 def _capture_log(settings: ServeSettings, capture_dir: Path, meter: Meter, redact: Redact | None) -> CaptureLog | None:
-    wanted = settings.capture
-    if wanted is None:
-        return None
-    folder = Path(wanted.dir) if wanted.dir else capture_dir
-    redact = redact or partial(redact_exchange, key=redaction_key(folder.parent))
-    return CaptureLog(
-        folder, meter, sample=wanted.sample, durable=wanted.durable, redact=redact if wanted.redact else None
-    )
+    return CaptureLog.of(settings.capture, capture_dir, meter, redact) if settings.capture is not None else None
 
 
 def _uvicorn(server: Server) -> uvicorn.Server:

@@ -12,6 +12,7 @@ from potstill.serving.fleet import Deployment, Fleet
 from potstill.serving.meter import Meter
 from potstill.serving.settings import ServeSettings
 from potstill.serving.steps import Plan, Step
+from potstill.serving.telemetry import timed
 
 Make = Callable[["Server"], Step | None]
 
@@ -37,7 +38,8 @@ class Server:
 
     def _planned(self) -> Plan:
         self.large = self.settings.large.address() if self.settings.large else None
-        return Plan.of([step for make in self._order if (step := make(self)) is not None])
+        plan = Plan.of([step for make in self._order if (step := make(self)) is not None])
+        return timed(plan, self.settings, self.meter)
 
     @property
     def state_dir(self) -> Path:

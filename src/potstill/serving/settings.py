@@ -15,6 +15,7 @@ from potstill.serving.names import VariableName
 from potstill.serving.prices import PricesSettings
 from potstill.serving.routing import CanarySettings, DirectSettings, EscalateSettings, ShadowSettings
 from potstill.serving.state import StateSettings
+from potstill.serving.telemetry import TelemetrySettings
 from potstill.signing import TrustSettings
 
 KeySource = Annotated[VariableName | PathText, Field(union_mode="left_to_right")]
@@ -27,6 +28,10 @@ class CaptureSettings(Section):
     sample: Annotated[float, Field(ge=0.0, le=1.0, description="share of the answers that are captured")] = 1.0
     durable: Annotated[bool, Field(description="on the disk before the answer is acknowledged")] = False
     redact: Annotated[bool, Field(description="replace e-mail addresses, phone numbers, keys and the like")] = True
+    group_ms: Annotated[float, Field(ge=0, le=10_000, description="not durable: the most that a kill may lose")] = 100
+    rotate_bytes: Annotated[int, Field(ge=1_000_000, description="a file is closed at this size")] = 64 * 2**20
+    rotate_s: Annotated[float, Field(gt=0, description="a file is closed at this age, and becomes Parquet")] = 3600.0
+    max_bytes: Annotated[int | None, Field(ge=10_000_000, description="of the folder; oldest unjudged go first")] = None
 
 
 class ServeSettings(Section):
@@ -54,6 +59,8 @@ class ServeSettings(Section):
     shadow: Annotated[ShadowSettings | None, Field(description="a candidate answers too, unseen")] = None
     screen: Annotated[ScreenSettings | None, Field(description="what is asked of a request")] = None
     filter: Annotated[FilterSettings | None, Field(description="what is asked of an answer")] = None
+    telemetry: Annotated[TelemetrySettings | None, Field(description="traces, and a log line a request")] = None
+    dashboard: Annotated[bool, Field(description="keep twenty minutes of numbers for /dashboard")] = True
     trust: Annotated[TrustSettings | None, Field(description="serve only what this key signed")] = None
     format: Annotated[str | None, Field(description="file of the artifact, as gguf-q8_0; unset: the smallest")] = None
     slots: Annotated[int, Field(ge=1, le=256, description="requests decoded together")] = 4

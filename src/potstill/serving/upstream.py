@@ -16,6 +16,8 @@ from urllib.parse import urlsplit
 
 import httptools
 
+from potstill.serving.traceparent import TRACE_LINES
+
 # llama.cpp's server closes a connection that idles for five seconds; a request written into that moment is lost.
 IDLE_S = 2.0
 CONNECT_S = 5.0
@@ -76,7 +78,8 @@ class Upstream:
 
         A kept connection that turns out dead before a byte of the reply came is replaced once: nobody answered there.
         """
-        head = f"POST {self._prefix}{path} HTTP/1.1\r\n{self._head}content-length: {len(body)}\r\n\r\n".encode()
+        lines = self._head + TRACE_LINES.get()
+        head = f"POST {self._prefix}{path} HTTP/1.1\r\n{lines}content-length: {len(body)}\r\n\r\n".encode()
         connection = self._kept()
         if connection is not None:
             try:
