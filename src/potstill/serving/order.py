@@ -9,6 +9,7 @@ from potstill.serving import (
     authenticate,
     capture,
     constrain,
+    exact_cache,
     meter,
     prompt_step,
     route,
@@ -20,6 +21,7 @@ ORDER = (
     authenticate.make,
     validate_input.make,
     route.make,
+    exact_cache.make,
     prompt_step.make,
     constrain.make,
     # here the engine is asked

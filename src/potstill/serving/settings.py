@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from potstill.recipe import PathText, Section
+from potstill.serving.caches.settings import CacheSettings
 from potstill.serving.large import LargeSettings
 from potstill.serving.names import VariableName
 from potstill.serving.prices import PricesSettings
@@ -36,6 +37,7 @@ class ServeSettings(Section):
     ] = ()
     capture: Annotated[CaptureSettings | None, Field(description="null: nothing is captured")] = CaptureSettings()
     state: StateSettings = StateSettings()
+    cache: Annotated[CacheSettings | None, Field(description="answers given again")] = None
     prices: PricesSettings = PricesSettings()
     large: Annotated[LargeSettings | None, Field(description="the large model behind the student")] = None
     trust: Annotated[TrustSettings | None, Field(description="serve only what this key signed")] = None
