@@ -11,8 +11,10 @@ from potstill.serving import (
     constrain,
     exact_cache,
     meter,
+    prefix_reuse,
     prompt_step,
     route,
+    semantic_cache,
     validate_input,
     validate_output,
 )
@@ -22,9 +24,11 @@ ORDER = (
     validate_input.make,
     route.make,
     exact_cache.make,
+    semantic_cache.make,
     prompt_step.make,
     constrain.make,
     # here the engine is asked
+    prefix_reuse.make,
     validate_output.make,
     meter.make,
     capture.make,

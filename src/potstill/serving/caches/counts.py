@@ -22,6 +22,10 @@ class Counts:
             "potstill_cache_explored", "Answers held against that of the nearest kept request, by whether it was equal",
             ["equal"], registry=registry,
         )  # fmt: skip
+        self.audited = Counter(
+            "potstill_cache_audited", "The same where the kept answer would have been given: its error rate, sampled",
+            ["equal"], registry=registry,
+        )  # fmt: skip
         self.prompt = Counter(
             "potstill_engine_prompt_tokens", "Prompt tokens of the engine: computed, or reused from its prefix cache",
             ["how"], registry=registry,
