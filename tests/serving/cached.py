@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,17 @@ from potstill.contract import Contract
 from potstill.prompt import PromptRule
 from potstill.records import Json
 from potstill.serving.app import App
+from potstill.serving.call import Call
 from potstill.serving.fleet import Deployment, Fleet
 from potstill.serving.order import ORDER
 from potstill.serving.server import Server
 from potstill.serving.settings import ServeSettings
 from potstill.serving.start import Served
+from potstill.serving.steps import Plan, Step
 from potstill.serving.upstream import UpstreamFault
 from potstill.tasks import task_from
 
+TENANTS, QUESTIONS = 20, 25
 Answer = Callable[[Json], str | None]
 
 
@@ -161,3 +165,39 @@ class Got:
         assert lines[-1] == "[DONE]"
         choices = [choice for line in lines[:-1] for choice in json.loads(line)["choices"]]
         return "".join(choice["delta"].get("content") or "" for choice in choices)
+
+
+class Tenant(Step):
+    """Stands for the authentication: the tenant is what a header says."""
+
+    async def before(self, call: Call) -> None:
+        call.tenant = call.http.header(b"x-tenant")
+
+    @classmethod
+    def make(cls, _: Server) -> Step:
+        return cls()
+
+
+class Named(Step):
+    """Lets the engine know the tenant, so that its answer tells for whom it was made."""
+
+    async def before(self, call: Call) -> None:
+        call.upstream["messages"][-1]["content"] += f" for {call.tenant}"
+
+
+async def leaks(server: Cached, probes: int) -> int:
+    """How many of so many questions of TENANTS tenants, a thousand at a time, got what was not made for the asker."""
+    steps = list(server.server.plan.steps)
+    at = next(at for at, each in enumerate(steps) if type(each).__name__ == "Constrain")
+    server.server.plan = Plan.of([*steps[:at], Named(), *steps[at:]])
+    draw = random.Random(1)
+
+    async def probe(at: int) -> bool:
+        tenant, text = f"tenant{draw.randrange(TENANTS)}", f"question {draw.randrange(QUESTIONS)}"
+        got = await server.ask(text, {"x-tenant": tenant}, stream=at % 5 == 0)
+        return got.text != f"{text} for {tenant}!"
+
+    wrong = 0
+    for start in range(0, probes, 1000):
+        wrong += sum(await asyncio.gather(*(probe(at) for at in range(start, min(probes, start + 1000)))))
+    return wrong

@@ -20,7 +20,7 @@ from potstill.serving.caches.key import WITHOUT_EFFECT, canonical, digest
 from potstill.serving.caches.memory import OVERHEAD_BYTES, Memory
 from potstill.serving.call import Call
 from potstill.serving.steps import Step
-from tests.serving.cached import Cached, InProcessEngine, deployment
+from tests.serving.cached import QUESTIONS, TENANTS, Cached, InProcessEngine, Tenant, deployment, leaks
 
 EXACT: Any = {"exact": {}}
 LABELS = {"kind": "classification", "labels": ["yes", "no"]}
@@ -29,13 +29,6 @@ LABELS = {"kind": "classification", "labels": ["yes", "no"]}
 def echo(body: Any) -> str:
     """An answer that says what it is an answer to."""
     return f"{body['messages'][-1]['content']}!"
-
-
-class Tenant(Step):
-    """Stands for the authentication: the tenant is what a header says."""
-
-    async def before(self, call: Call) -> None:
-        call.tenant = call.http.header(b"x-tenant")
 
 
 def run(test: Callable[[], Any]) -> None:
@@ -303,7 +296,7 @@ def test_one_request_in_two_forms_has_one_key() -> None:
 def test_another_version_another_policy_another_tenant_share_nothing() -> None:
     async def main() -> None:
         engine = InProcessEngine(echo)
-        async with Cached(engine, cache=EXACT, first=[lambda _: Tenant()]) as server:
+        async with Cached(engine, cache=EXACT, first=[Tenant.make]) as server:
             assert (await server.ask("a", {"x-tenant": "one"})).cache == "miss"
             assert (await server.ask("a", {"x-tenant": "two"})).cache == "miss"
             await server.server.reload(server.server.settings.model_copy(update={"slots": 7}))
@@ -319,35 +312,12 @@ def test_another_version_another_policy_another_tenant_share_nothing() -> None:
 
 @pytest.mark.parametrize("shared", [False, True], ids=["memory", "sqlite"])
 def test_ten_thousand_probes_across_tenants_leak_nothing(shared: bool, tmp_path: Path) -> None:
-    """Tenants ask the same things at the same time; each answer names the tenant that it was made for."""
-
     async def main() -> None:
-        owner = {"content": ""}
-
-        class Named(Step):
-            async def before(self, call: Call) -> None:
-                call.upstream["messages"][-1]["content"] += f" for {call.tenant}"
-
-        order = [lambda _: Tenant()]
-        async with Cached(
-            InProcessEngine(echo, after_s=0.002), cache={"exact": {"shared": shared}}, first=order, state_dir=tmp_path
-        ) as server:
-            from potstill.serving.steps import Plan
-
-            steps = list(server.server.plan.steps)
-            at = next(i for i, each in enumerate(steps) if type(each).__name__ == "Constrain")
-            server.server.plan = Plan.of([*steps[:at], Named(), *steps[at:]])
-            draw = random.Random(1)
-
-            async def probe(at: int) -> bool:
-                tenant, text = f"tenant{draw.randrange(20)}", f"question {draw.randrange(25)}"
-                got = await server.ask(text, {"x-tenant": tenant}, stream=at % 5 == 0)
-                return got.text == f"{text} for {tenant}!"
-
-            for start in range(0, 10_000, 1000):
-                assert all(await asyncio.gather(*(probe(at) for at in range(start, start + 1000))))
-            assert len(server.engine.got) == 20 * 25
-            assert owner["content"] == ""
+        engine = InProcessEngine(echo, after_s=0.002)
+        wanted: Any = {"exact": {"shared": shared}}
+        async with Cached(engine, cache=wanted, first=[Tenant.make], state_dir=tmp_path) as server:
+            assert await leaks(server, 10_000) == 0
+            assert len(engine.got) == TENANTS * QUESTIONS
 
     run(main)
 

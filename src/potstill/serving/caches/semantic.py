@@ -15,7 +15,7 @@ from potstill.prompt import joined
 from potstill.records import Json
 from potstill.serving.caches.cache_control import control_of
 from potstill.serving.caches.counts import Counts
-from potstill.serving.caches.embedding import Embedder, Vector
+from potstill.serving.caches.embedding import Embedder
 from potstill.serving.caches.journal import journal
 from potstill.serving.caches.kept import Kept, give, worth_keeping
 from potstill.serving.caches.key import canonical, deterministic, digest, policy_of, scope_of
@@ -25,6 +25,7 @@ from potstill.serving.call import Call
 from potstill.serving.steps import Step
 
 if TYPE_CHECKING:
+    from potstill.serving.caches.embedding import Vector
     from potstill.serving.caches.nearest import Entry
     from potstill.serving.caches.settings import SemanticCacheSettings
     from potstill.serving.caches.verified import Array

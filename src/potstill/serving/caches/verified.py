@@ -155,7 +155,7 @@ def share_given(alpha: float, delta: float, bound: str) -> float:
     """The probability to give a kept answer that is right with probability alpha or more; the rest is asked."""
     if alpha >= 1 - delta:
         return 1 - AUDIT
-    if bound == "hits":
+    if bound == "hits" or alpha <= 0:
         return 0.0
     return min(1 - AUDIT, delta / (1 - alpha))
 
