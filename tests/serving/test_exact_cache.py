@@ -279,6 +279,8 @@ def test_the_order_of_keys_and_fields_without_effect_make_no_other_key(
             return {key: reordered(found[key]) for key in keys}
         return [reordered(each) for each in found] if isinstance(found, list) else found
 
+    if name == "stream":
+        body.pop("logprobs", None)  # a stream has not all that a whole answer has
     assert digest(canonical(body)) == digest(canonical(reordered({**body, name: value})))
 
 

@@ -47,6 +47,8 @@ def canonical(body: Json) -> Json:
     for name in ("top_p", "presence_penalty", "frequency_penalty"):
         if name in found:
             found[name] = float(found[name])
+    if found.get("logprobs"):
+        found["stream"] = bool(body.get("stream"))  # only a whole answer can have what is made of all its tokens
     return {key: value for key, value in found.items() if key not in _DEFAULTS or value != _DEFAULTS[key]}
 
 
