@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from potstill.serving.caches.embedding import Vector
 
-INLINE_ROWS = 2048  # 2 MB: some 0.1 ms; more is searched in a thread (the product holds no lock of the interpreter)
+INLINE_ROWS = 8192  # some 0.2 ms; more is searched in a thread (the product holds no lock of the interpreter)
 BLOCK_ROWS = 16_384  # cosines computed at once
 
 

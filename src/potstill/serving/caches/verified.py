@@ -15,7 +15,8 @@ What is different here, and why (`benchmarks/semantic_cache.py` has the figures 
 - `hits` bounds the share of wrong answers among those that the cache gives: one is given where alpha >= 1 - delta.
 - A share of what would be given is asked anyway (`AUDIT`), for as long as the cache runs. Without it nothing is ever
   seen again of the very region in which answers are given. Where more of these are wrong than was expected, the
-  expected error is scaled up by as much.
+  expected error is scaled up by as much, and at first as if one more had been: right at the bound, labels that are
+  wrong themselves count as much as all else, and no logistic curve sees them.
 """
 
 from __future__ import annotations
@@ -140,7 +141,7 @@ class Beliefs:
             weights = weights / weights.sum()
         base = x @ known.theta - _Z * np.sqrt(x @ known.cov @ x)
         bounds = (1 / (1 + np.exp(-(base[:, None] + offsets)))) @ weights
-        scale = max(1.0, (self.audits_wrong + AUDITS_PRIOR) / (self.audits_expected + AUDITS_PRIOR))
+        scale = max(1.0, (self.audits_wrong + 1 + AUDITS_PRIOR) / (self.audits_expected + AUDITS_PRIOR))
         return max(0.0, 1 - scale * (1 - float((_KEPT * bounds).max())))
 
 
