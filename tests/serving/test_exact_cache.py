@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from potstill.errors import RecipeError
 from potstill.serving.caches.cache_control import control_of
 from potstill.serving.caches.kept import Kept
 from potstill.serving.caches.key import WITHOUT_EFFECT, canonical, digest
@@ -357,6 +358,16 @@ def test_sqlite_stays_within_its_bounds(tmp_path: Path) -> None:
         count = store._write_to.execute("SELECT count(*) FROM answers").fetchone()[0]
         await store.close()
         assert 0 < count <= 500
+
+    run(main)
+
+
+def test_a_file_that_is_no_database_is_named_at_start(tmp_path: Path) -> None:
+    async def main() -> None:
+        (tmp_path / "exact-cache.sqlite").write_bytes(b"no database at all" * 100)
+        with pytest.raises(RecipeError, match=r"exact-cache\.sqlite: cannot be used as a cache"):
+            async with Cached(InProcessEngine(echo), cache={"exact": {"shared": True}}, state_dir=tmp_path):
+                pass
 
     run(main)
 

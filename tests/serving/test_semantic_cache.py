@@ -79,7 +79,7 @@ def test_nothing_is_given_before_anything_is_known() -> None:
     async def main() -> None:
         async with Cached(InProcessEngine(subject_of), task=TASK, cache=LEARNING) as server:
             for text in paraphrases(90, seed=3):
-                assert (await server.ask(text)).cache is None
+                assert (await server.ask(text)).cache == "miss"
             assert len(server.engine.got) == 90
 
     run(main)
@@ -106,12 +106,12 @@ def test_never_across_tenants_versions_frames_nor_where_it_was_not_asked_for() -
             ]
             for other in others:
                 for _ in range(10):
-                    assert (await server.ask(**other)).cache is None, other
+                    assert (await server.ask(**other)).cache != "hit", other
 
     run(main)
 
 
-def test_ten_thousand_probes_across_tenants_leak_nothing() -> None:
+def test_five_thousand_probes_across_tenants_leak_nothing() -> None:
     """Every tenant's engine gives answers of its own to the same words; half the tenants have been learnt by heart."""
 
     async def main() -> None:
@@ -141,11 +141,11 @@ def test_ten_thousand_probes_across_tenants_leak_nothing() -> None:
                 got = await server.ask(text, {"x-tenant": tenant})
                 return got.cache == "hit", not got.text.endswith(f" of {tenant}")
 
-            for start in range(0, 10_000, 200):
+            for start in range(0, 5_000, 200):
                 found = await asyncio.gather(*(probe(text) for text in paraphrases(200, seed=start)))
                 hits, leaked = hits + sum(hit for hit, _ in found), leaked + sum(wrong for _, wrong in found)
             assert leaked == 0
-            assert hits > 3_000
+            assert hits > 1_500
 
     run(main)
 
@@ -161,6 +161,19 @@ def test_what_was_learnt_survives_a_restart_and_reaches_other_workers(tmp_path: 
             await asyncio.sleep(0.5)
             got = [(await two.ask(text)).cache for text in paraphrases(60, seed=9)]
             assert got.count("hit") >= 20
+
+    run(main)
+
+
+def test_other_settings_do_not_make_it_forget_unless_they_change_answers() -> None:
+    async def main() -> None:
+        async with Cached(InProcessEngine(subject_of), task=TASK, cache=LEARNING) as server:
+            await learn(server)
+            texts, now = list(paraphrases(40, seed=6)), server.server.settings
+            await server.server.reload(now.model_copy(update={"slots": 7}))
+            assert [(await server.ask(text)).cache for text in texts].count("hit") >= 10
+            await server.server.reload(now.model_copy(update={"constrain": False}))
+            assert [(await server.ask(text)).cache for text in texts].count("hit") == 0
 
     run(main)
 
@@ -211,9 +224,9 @@ def test_the_fit_finds_the_parameters_that_made_the_observations() -> None:
 def test_errors_stay_within_the_bound_where_the_model_holds(delta: float, bound: str) -> None:
     """Over several streams of the model's own making, fits included, the share of wrong answers is delta at most."""
     given = wrong = asked = 0
-    for seed in range(4):
+    for seed in range(3):
         draw = np.random.default_rng(seed)
-        x, right, entry = drawn(draw, [-2.0, 1.5, 2.0], 0.8, 6_000, 300)
+        x, right, entry = drawn(draw, [-2.0, 1.5, 2.0], 0.8, 4_000, 200)
         beliefs = Beliefs()
         for row, truth, of in zip(x, right, entry, strict=True):
             alpha = beliefs.sure(int(of), row)
@@ -225,7 +238,7 @@ def test_errors_stay_within_the_bound_where_the_model_holds(delta: float, bound:
             if beliefs.due:
                 beliefs.fit = refit(*beliefs.material())
     of_all = given + asked if bound == "answers" else given
-    assert given > 1_000
+    assert given > 800
     assert wrong <= delta * of_all
 
 

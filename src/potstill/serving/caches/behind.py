@@ -13,6 +13,7 @@ from pathlib import Path
 from time import monotonic, time
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+from potstill.errors import RecipeError
 from potstill.progress import say
 from potstill.serving.caches.kept import Kept
 
@@ -29,6 +30,25 @@ SAY_EVERY_S = 60.0
 MOST_PENDING = 1000  # writes on their way; further ones are dropped rather than queued without bound
 AT_ONCE = 32  # Redis commands; a miss under load must not open a connection each
 PRUNE_EVERY = 1000  # writes
+
+
+ANSWERS = (
+    "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, at REAL, used REAL, size INTEGER, data BLOB)",
+    "CREATE INDEX IF NOT EXISTS by_use ON answers (used)",
+)
+
+
+def opened(path: Path, *statements: str) -> sqlite3.Connection:
+    """A connection to the file with these tables; raises RecipeError for a file that cannot be used."""
+    try:
+        found = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
+        for each in ("PRAGMA journal_mode=WAL", "PRAGMA synchronous=NORMAL", *statements):
+            found.execute(each)
+    except sqlite3.Error as fault:
+        raise RecipeError(
+            [f"{path}: cannot be used as a cache ({fault}); remove it, only kept answers are lost"]
+        ) from fault
+    return found
 
 
 class Behind(Protocol):
@@ -82,14 +102,7 @@ class SqliteStore:
         self._read_from = await loop.run_in_executor(self._reader, self._open)
 
     def _open(self) -> sqlite3.Connection:
-        found = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5.0)
-        found.execute("PRAGMA journal_mode=WAL")
-        found.execute("PRAGMA synchronous=NORMAL")
-        found.execute(
-            "CREATE TABLE IF NOT EXISTS answers (key BLOB PRIMARY KEY, at REAL, used REAL, size INTEGER, data BLOB)"
-        )
-        found.execute("CREATE INDEX IF NOT EXISTS by_use ON answers (used)")
-        return found
+        return opened(self._path, *ANSWERS)
 
     async def get(self, key: bytes) -> Kept | None:
         if self._faults.away:

@@ -8,6 +8,7 @@ far it can be relied on.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -57,3 +58,9 @@ class Embedder:
         found: Vector = self._weights[ids].sum(axis=0)
         length = float(np.sqrt(found @ found))
         return found / np.float32(length) if length > 0 else None
+
+
+@cache
+def embedder() -> Embedder:
+    """The one of this process."""
+    return Embedder()

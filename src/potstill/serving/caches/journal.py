@@ -14,7 +14,7 @@ from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Any, Protocol
 
-from potstill.serving.caches.behind import MOST_PENDING, PRUNE_EVERY, Faults, client_of
+from potstill.serving.caches.behind import MOST_PENDING, PRUNE_EVERY, Faults, client_of, opened
 from potstill.serving.caches.kept import KEY_BYTES
 
 if TYPE_CHECKING:
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from potstill.serving.server import Server
 
 READ_AT_ONCE = 1000
+
+
+EVENTS = (
+    "CREATE TABLE IF NOT EXISTS events (id INTEGER PRIMARY KEY AUTOINCREMENT, scope BLOB, at REAL, event BLOB)",
+    "CREATE INDEX IF NOT EXISTS by_scope ON events (scope, id)",
+)
 
 
 class Journal(Protocol):
@@ -56,15 +62,7 @@ class SqliteJournal:
         self._database = await asyncio.get_running_loop().run_in_executor(self._thread, self._open)
 
     def _open(self) -> sqlite3.Connection:
-        found = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=5.0)
-        found.execute("PRAGMA journal_mode=WAL")
-        found.execute("PRAGMA synchronous=NORMAL")
-        found.execute(
-            "CREATE TABLE IF NOT EXISTS events "
-            "(id INTEGER PRIMARY KEY AUTOINCREMENT, scope BLOB, at REAL, event BLOB)"
-        )  # fmt: skip
-        found.execute("CREATE INDEX IF NOT EXISTS by_scope ON events (scope, id)")
-        return found
+        return opened(self._path, *EVENTS)
 
     def append(self, scope: bytes, event: bytes) -> None:
         if len(self._waiting) < MOST_PENDING:

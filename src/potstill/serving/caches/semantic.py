@@ -6,18 +6,20 @@ tenant's requests to one version have taught), `journal.py` (all of that kept).
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from potstill.prompt import joined
 from potstill.records import Json
 from potstill.serving.caches.cache_control import control_of
 from potstill.serving.caches.counts import Counts
-from potstill.serving.caches.embedding import Embedder
+from potstill.serving.caches.embedding import embedder, folder
 from potstill.serving.caches.journal import journal
-from potstill.serving.caches.kept import Kept, give, worth_keeping
+from potstill.serving.caches.kept import Kept, give, say_outcome, worth_keeping
 from potstill.serving.caches.key import canonical, deterministic, digest, policy_of, scope_of
 from potstill.serving.caches.scope import Scope, code_of, features_of
 from potstill.serving.caches.verified import share_given
@@ -52,15 +54,16 @@ class SemanticCache(Step):
     def __init__(self, server: Server, settings: SemanticCacheSettings, draw: random.Random | None = None) -> None:
         self._settings, self._draw = settings, draw or random.Random()
         self._policy = policy_of(server.settings)
-        self._scopes: OrderedDict[bytes, Scope] = OrderedDict()
+        folder()  # says what to install, before anything is started
         self._journal = journal(server, settings) if settings.shared else None
-        self._embedder = Embedder()
+        self._scopes = OrderedDict[bytes, Scope]() if settings.shared else _living(server, settings)
         counts = Counts.of(server.meter)
         self._counts = {each: counts.asked.labels("semantic", each) for each in ("hit", "miss", "bypass")}
         self._explored = {each: counts.explored.labels(str(each).lower()) for each in (True, False)}
         self._audited = {each: counts.audited.labels(str(each).lower()) for each in (True, False)}
 
     async def start(self) -> None:
+        self._embedder = await asyncio.to_thread(embedder)
         if self._journal is not None:
             await self._journal.start()
 
@@ -82,8 +85,7 @@ class SemanticCache(Step):
         near = await scope.points.nearest(vector, self._settings.ttl_s) if scope.ready else None
         entry = scope.points.get(near.entry) if near is not None else None
         if near is None or entry is None:
-            self._counts["miss"].inc()
-            call.marks[NAME] = _Asked(scope, vector)
+            self._missed(call, _Asked(scope, vector))
             return
         x, delta = features_of(near), self._settings.delta
         alpha = scope.beliefs.sure(entry.number, x)
@@ -92,9 +94,13 @@ class SemanticCache(Step):
             give(call, entry.kept, NAME, "hit")
             self._counts["hit"].inc()
             return
-        self._counts["miss"].inc()
         expected = 1 - alpha if alpha >= 1 - delta else None
-        call.marks[NAME] = _Asked(scope, vector, entry, x, near.similarity, expected)
+        self._missed(call, _Asked(scope, vector, entry, x, near.similarity, expected))
+
+    def _missed(self, call: Call, asked: _Asked) -> None:
+        self._counts["miss"].inc()
+        say_outcome(call, "miss")
+        call.marks[NAME] = asked
 
     def _text(self, call: Call) -> str | None:
         """The text that is looked up; None for a request that is passed by."""
@@ -147,3 +153,14 @@ class SemanticCache(Step):
         while held > self._settings.max_entries and len(self._scopes) > 1:
             _, gone = self._scopes.popitem(last=False)
             held -= len(gone.points)
+
+
+def _living(server: Server, settings: SemanticCacheSettings) -> OrderedDict[bytes, Scope]:
+    """What the server has learnt, also after other settings were taken: the keys of the scopes hold the policy."""
+    found = _learnt.get(server)
+    if found is None or found[0] != settings:
+        found = _learnt[server] = settings, OrderedDict()
+    return found[1]
+
+
+_learnt: WeakKeyDictionary[Server, tuple[SemanticCacheSettings, OrderedDict[bytes, Scope]]] = WeakKeyDictionary()
