@@ -161,6 +161,22 @@ def test_a_redis_in_trouble_is_a_miss_within_the_timeout(
     run(main)
 
 
+def test_a_silent_redis_does_not_hold_up_the_semantic_cache(redis_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wordllama", reason="the embeddings are not installed (extra: semantic)")
+
+    async def main() -> None:
+        async with Proxy(redis_port) as proxy:
+            monkeypatch.setenv(VARIABLE, f"redis://127.0.0.1:{proxy.port}/0")
+            wanted: Any = {"semantic": {"shared": True, "timeout_s": TIMEOUT_S}}
+            async with Cached(InProcessEngine(echo), cache=wanted, state=STATE) as server:
+                await proxy.set("silent")
+                began = time.monotonic()
+                assert [(await server.ask(f"what is {at}")).status for at in range(50)] == [200] * 50
+                assert time.monotonic() - began < 2.0
+
+    run(main)
+
+
 @pytest.mark.usefixtures("redis_port")
 def test_what_a_semantic_cache_learnt_is_shared_by_servers() -> None:
     pytest.importorskip("wordllama", reason="the embeddings are not installed (extra: semantic)")
