@@ -7,7 +7,7 @@ from time import time
 
 from potstill.serving.caches.kept import Kept
 
-OVERHEAD_BYTES = 300  # of an entry beside its answer: key, record, slot (measured with tracemalloc: 280 to 310)
+OVERHEAD_BYTES = 300  # of an entry beside its answer: key, record, slot (tracemalloc: 275)
 
 
 class Memory:
