@@ -10,16 +10,23 @@ blur. Single-flight: as many identical new requests at once, and how often the e
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
+import tempfile
+import time
 import urllib.request
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import psutil
 
+from benchmarks.gateway.door import server_before
 from benchmarks.record import Record, arguments
+from potstill.serving.app import App
+from potstill.serving.settings import ServeSettings
 
 QUESTIONS = 1000
 PATH = "/v1/chat/completions"
@@ -41,6 +48,7 @@ def main() -> None:
         hits(record, url, process, seconds)
         latency(record, url, args.rate, seconds)
         single_flight(record, url)
+        asyncio.run(in_process(record, engine[1], 2_000 if args.quick else 10_000))
     raise SystemExit(record.finish(as_json=args.json, keep=args.keep))
 
 
@@ -71,6 +79,42 @@ def single_flight(record: Record, url: str) -> None:
     record.check("identical requests at once: asked the engine", after["miss"] - before["miss"], at_most=1)
 
 
+async def in_process(record: Record, engine: str, times: int) -> None:
+    """Processor time of each hit in the application itself, no sockets: what other processes do does not blur this."""
+    settings = ServeSettings.model_validate({"cache": {"exact": {}}, "capture": None})
+    with tempfile.TemporaryDirectory() as folder:
+        server = server_before(engine, settings, Path(folder))
+        app, spent = App(server), []
+        await server.start()
+        for at in range(times + 1):
+            start = time.thread_time()
+            await one(app, body_of(at % 50))
+            spent.append((time.thread_time() - start) * 1e6)
+        await server.close()
+    hits = sorted(spent[100:])
+    record.figure("a hit in the application, processor time, p50", hits[len(hits) // 2], "us")
+    found = record.figure("a hit in the application, processor time, p99", hits[len(hits) * 99 // 100], "us")
+    record.check("a hit in the application, processor time, p99", found, at_most=1000, unit="us")
+
+
+async def one(app: App, raw: bytes) -> None:
+    came = [{"type": "http.request", "body": raw}]
+
+    async def receive() -> Any:
+        if not came:
+            await asyncio.Event().wait()
+        return came.pop()
+
+    async def send(message: Any) -> None: ...
+
+    await app({"type": "http", "method": "POST", "path": PATH, "headers": []}, receive, send)
+
+
+def body_of(at: int) -> bytes:
+    text = f"Where is my card number {at}?"
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": text}]}).encode()
+
+
 def started(stack: ExitStack, module: str, *words: str) -> tuple[int, str]:
     """A process of ours that prints its address and ends when its input does."""
     process = stack.enter_context(
@@ -85,15 +129,11 @@ def started(stack: ExitStack, module: str, *words: str) -> tuple[int, str]:
 
 
 def load(url: str, questions: int, *, first: int = 0, rate: float = 0, seconds: float, connections: int = 32) -> Any:
-    bodies = (
-        {"model": "m", "messages": [{"role": "user", "content": f"Where is my card number {at}?"}]}
-        for at in range(first, first + questions)
-    )
     command = [
         sys.executable, "-m", "benchmarks.gateway.load", "--url", url + PATH, "--rate", str(rate), "--seconds",
         str(seconds), "--connections", str(connections),
     ]  # fmt: skip
-    lines = "\n".join(json.dumps(each) for each in bodies)
+    lines = "\n".join(body_of(at).decode() for at in range(first, first + questions))
     return json.loads(subprocess.run(command, input=lines, capture_output=True, text=True, check=True).stdout)
 
 
