@@ -7,9 +7,9 @@ with 77 intents; questions of one intent are paraphrases of one another. They co
 engine answers with the human label, so whatever the cache gives that is not the label is a false hit. Some labels are
 wrong themselves, which counts against every cache here alike.
 
-Beside it: the policy of the vCache paper (one logistic model an entry, no pooling, entries only where the nearest one
-was wrong; its bound is on all answers), and a fixed threshold, also at the threshold with which it has the same
-false-hit rate (found afterwards, with the answers in hand: better than anybody could have set it).
+Beside it: the rule of the vCache paper by itself (one logistic model an entry, no pooling, similarity alone, entries only
+where the nearest one was wrong; its bound is on all answers), and a fixed threshold, also at the threshold with which it
+has the same false-hit rate (found afterwards, with the answers in hand: better than anybody could have set it).
 Intervals are Wilson's at 95 % over all orders.
 """
 
@@ -107,7 +107,7 @@ def measure_policies(record: Record, stream: Stream, orders: int) -> list[tuple[
         rows.append(fixed[threshold].row(f"fixed threshold {threshold}"))
     for delta in DELTAS:
         papers = over_orders(stream, orders, lambda s, o, d=delta: run_paper(s, o, d))
-        rows.append(papers.row(f"vCache as published, delta {delta}"))
+        rows.append(papers.row(f"vCache's rule an entry, delta {delta}"))
         for bound in ("answers", "hits"):
             ours = over_orders(stream, orders, lambda s, o, d=delta, b=bound: run_ours(s, o, d, b))
             rows.append(ours.row(f"ours, delta {delta} of {bound}"))
@@ -139,7 +139,7 @@ def beside(
     record.figure(f"delta {delta}: answered by a fixed threshold as safe", best, "of all")
     record.check(f"delta {delta}: answered, beside a fixed threshold as safe", share / max(best, 1e-3), at_least=1.5)
     record.check(
-        f"delta {delta}: answered, beside vCache as published", share / max(papers.hits / papers.requests, 1e-3),
+        f"delta {delta}: answered, beside vCache's rule an entry", share / max(papers.hits / papers.requests, 1e-3),
         at_least=1.5,
     )  # fmt: skip
 
@@ -182,7 +182,7 @@ def run_ours(stream: Stream, seed: int, delta: float, bound: str) -> tuple[int, 
 
 def fixed_curve(stream: Stream, orders: int) -> dict[float, Tally]:
     """A fixed threshold that keeps every answer that it did not give, at many thresholds."""
-    thresholds = sorted({*THRESHOLDS, 0.88, 0.92, *(0.93, 0.94, 0.96, 0.97, 0.98, 0.985, 0.99)})
+    thresholds = sorted({*THRESHOLDS, 0.85, 0.93, 0.96, 0.97, 0.98, 0.99})
     return {each: over_orders(stream, orders, lambda s, o, t=each: run_fixed(s, t)) for each in thresholds}
 
 
@@ -203,7 +203,7 @@ def run_fixed(stream: Stream, threshold: float) -> tuple[int, int]:
 
 
 def run_paper(stream: Stream, seed: int, delta: float) -> tuple[int, int]:
-    """vCache as its authors publish it: an entry's own observations alone, six at least (two of them given: wrong at
+    """vCache's rule by itself: an entry's own observations alone, six at least (two of them given: wrong at
     similarity 0, right at 1), an entry only where the nearest one was wrong, delta over all answers."""
     vectors, labels = stream
     held, answers, count = np.empty_like(vectors), np.empty_like(labels), 0
@@ -242,40 +242,46 @@ def explored(similarity: float, delta: float, threshold: float, slope: float, va
 
 
 def own_threshold(observed: Sequence[tuple[float, bool]]) -> tuple[float, float, float]:
-    """Threshold, slope and the threshold's variance (delta method) of one entry's logistic regression.
+    """Threshold, slope and the threshold's variance (delta method) of one entry's logistic regression, unpenalised.
 
-    Firth's penalty (1993) keeps it finite where right and wrong are separated, as they mostly are with so few.
+    Where right and wrong are separated, as they mostly are with so few, the slope grows until the steps end; the
+    authors take the variance from a table then, which is not used here.
     """
     x = np.array([[1.0, similarity] for similarity, _ in observed])
     y = np.array([float(right) for _, right in observed])
-    beta = np.zeros(2)
-    for _ in range(40):
+    middle = x[:, 1].mean()
+    x[:, 1] -= middle
+    beta, cov = np.zeros(2), np.eye(2)
+    for _ in range(30):
         p = 1 / (1 + np.exp(-np.clip(x @ beta, -60, 60)))
         cov = np.linalg.inv((x * (p * (1 - p))[:, None]).T @ x + 1e-9 * np.eye(2))
-        leverage = p * (1 - p) * np.einsum("ij,jk,ik->i", x, cov, x)
-        step = cov @ (x.T @ (y - p + leverage * (0.5 - p)))
-        beta = beta + step * min(1.0, 3.0 / max(1e-9, float(np.abs(step).max())))
-        if np.abs(step).max() < 1e-5:
+        step = cov @ (x.T @ (y - p))
+        largest = max(abs(float(step[0])), 0.1 * abs(float(step[1])))
+        beta = beta + step * min(1.0, 3.0 / max(1e-9, largest))
+        if largest < 1e-5:
             break
     slope = max(float(beta[1]), 1e-6)
     gradient = np.array([-1 / slope, float(beta[0]) / slope**2])
-    return min(1.0, max(0.0, -float(beta[0]) / slope)), slope, max(0.0, float(gradient @ cov @ gradient))
+    threshold = min(1.0, max(0.0, middle - float(beta[0]) / slope))
+    return threshold, slope, max(0.0, float(gradient @ cov @ gradient))
 
 
 def measure_speed(record: Record, stream: Stream) -> None:
-    """Microseconds of a look-up among so many entries, in line and as the server does it; and of one decision."""
+    """Microseconds of a look-up among so many entries, and as the server does it in a thread; and of one decision."""
     vectors, labels = stream
     draw = np.random.default_rng(0)
     for rows in (1_000, 10_000, 100_000):
         found = draw.standard_normal((rows, DIMENSIONS), dtype=np.float32)
         found /= np.linalg.norm(found, axis=1, keepdims=True)
         codes = draw.integers(0, 77, rows)
-        record.figure(f"search among {rows:,}", timed(lambda f=found, c=codes: search(f, c, vectors[0]), 50), "us")
+        record.figure(
+            f"search among {rows:,}, processor time", timed(lambda f=found, c=codes: search(f, c, vectors[0]), 50), "us"
+        )
     beliefs = Beliefs()
     for at in range(400):
         beliefs.observe(at % 80, features(draw.uniform(0.5, 1), 0.5), bool(draw.random() < 0.8))
     beliefs.fit = refit(*beliefs.material())
-    record.figure("one decision", timed(lambda: beliefs.sure(3, features(0.9, 0.7)), 2000), "us")
+    record.figure("one decision, processor time", timed(lambda: beliefs.sure(3, features(0.9, 0.7)), 2000), "us")
     asyncio.run(look_up(record, vectors, labels))
 
 
@@ -286,17 +292,19 @@ async def look_up(record: Record, vectors: Array, labels: Array) -> None:
     start = time.perf_counter()
     for vector in vectors[:500]:
         await points.nearest(vector, 3600)
-    record.figure(f"look-up among {len(points):,}, in a thread", (time.perf_counter() - start) / 500 * 1e6, "us")
+    record.figure(
+        f"look-up among {len(points):,}, in a thread, wall clock", (time.perf_counter() - start) / 500 * 1e6, "us"
+    )
 
 
 def timed(call: Callable[[], object], times: int) -> list[float]:
-    """Microseconds a call, in five runs."""
+    """Microseconds of processor time a call, in five runs."""
     found = []
     for _ in range(5):
-        start = time.perf_counter()
+        start = time.thread_time()
         for _ in range(times):
             call()
-        found.append((time.perf_counter() - start) / times * 1e6)
+        found.append((time.thread_time() - start) / times * 1e6)
     return found
 
 
