@@ -9,7 +9,7 @@ wrong themselves, which counts against every cache here alike.
 
 Beside it: the rule of the vCache paper by itself (one logistic model an entry, no pooling, similarity alone, entries
 only where the nearest one was wrong; its bound is on all answers), and a fixed threshold, also at the threshold with
-which it has the same false-hit rate (found afterwards, with the answers in hand: better than anybody could have set it).
+which it has the same false-hit rate (found afterwards, with the answers in hand: better than anybody could set it).
 Intervals are Wilson's at 95 % over all orders.
 """
 
