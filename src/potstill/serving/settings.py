@@ -8,6 +8,7 @@ from pydantic import Field
 
 from potstill.recipe import PathText, Section
 from potstill.serving.breaker import BreakerSettings
+from potstill.serving.caches.settings import CacheSettings
 from potstill.serving.guards.settings import FilterSettings, ScreenSettings
 from potstill.serving.large import LargeSettings
 from potstill.serving.large_model import HedgeSettings, RetrySettings
@@ -45,6 +46,7 @@ class ServeSettings(Section):
     ] = ()
     capture: Annotated[CaptureSettings | None, Field(description="null: nothing is captured")] = CaptureSettings()
     state: StateSettings = StateSettings()
+    cache: Annotated[CacheSettings | None, Field(description="answers given again")] = None
     prices: PricesSettings = PricesSettings()
     large: Annotated[LargeSettings | None, Field(description="the large model behind the student")] = None
     breaker: Annotated[BreakerSettings | None, Field(description="of the large model; null: none")] = BreakerSettings()
