@@ -11,6 +11,7 @@ import pytest
 
 from potstill.contract import Contract
 from potstill.prompt import PromptRule
+from potstill.serving import route
 from potstill.serving.app import App
 from potstill.serving.backends import Address
 from potstill.serving.call import Call
@@ -81,7 +82,8 @@ async def asked(server: Server, **body: Any) -> tuple[int, bytes]:
 
 def server_of(*steps: Step) -> Server:
     makes = [lambda _, each=each: each for each in steps]
-    return Server(Fleet(deployment("m")), ServeSettings(), [*ORDER[:3], *makes, *ORDER[3:]])
+    behind = ORDER.index(route.make) + 1
+    return Server(Fleet(deployment("m")), ServeSettings(), [*ORDER[:behind], *makes, *ORDER[behind:]])
 
 
 def test_what_answers_on_the_way_in_ends_the_way() -> None:

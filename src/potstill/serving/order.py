@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from potstill.serving import (
     authenticate,
+    budget,
     capture,
     constrain,
+    limits,
     meter,
     prompt_step,
     route,
@@ -18,8 +20,11 @@ from potstill.serving import (
 
 ORDER = (
     authenticate.make,
+    limits.make,
     validate_input.make,
     route.make,
+    limits.make_tokens,
+    budget.make,
     prompt_step.make,
     constrain.make,
     # here the engine is asked

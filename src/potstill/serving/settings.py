@@ -7,7 +7,9 @@ from typing import Annotated
 from pydantic import Field
 
 from potstill.recipe import PathText, Section
+from potstill.serving.budget_settings import BudgetsSettings
 from potstill.serving.large import LargeSettings
+from potstill.serving.limits_settings import LimitsSettings
 from potstill.serving.names import VariableName
 from potstill.serving.prices import PricesSettings
 from potstill.serving.state import StateSettings
@@ -36,6 +38,8 @@ class ServeSettings(Section):
     ] = ()
     capture: Annotated[CaptureSettings | None, Field(description="null: nothing is captured")] = CaptureSettings()
     state: StateSettings = StateSettings()
+    limits: Annotated[LimitsSettings | None, Field(description="how often a key may ask")] = None
+    budgets: Annotated[BudgetsSettings | None, Field(description="what a key and a tenant may spend")] = None
     prices: PricesSettings = PricesSettings()
     large: Annotated[LargeSettings | None, Field(description="the large model behind the student")] = None
     trust: Annotated[TrustSettings | None, Field(description="serve only what this key signed")] = None

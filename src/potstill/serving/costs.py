@@ -1,0 +1,131 @@
+"""What a call cost, what it may come to at most, and what it saved; US dollars, by the prices in the settings.
+
+Bounds count a token a byte: every token of a byte-level vocabulary stands for at least one byte, so no text has more
+tokens than bytes (Sennrich et al. 2016, and byte-level BPE since GPT-2). What the template adds is bounded a message.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from potstill.records import Json, canonical_json
+
+if TYPE_CHECKING:
+    from potstill.serving.call import Asked, Call
+    from potstill.serving.prices import PriceSettings
+    from potstill.serving.settings import ServeSettings
+
+_OF_STUDENT = ("student", "repair")
+_OF_LARGE = ("large", "sample")
+# Settings under which the large model may be asked in a call's way, each once.
+_ASKS_LARGE = ("escalate", "direct", "breaker")
+_TEMPLATE_TOKENS, _MESSAGE_TOKENS = 64, 16
+
+
+def cost_of(call: Call, settings: ServeSettings) -> float:
+    """The cost of everything that was asked for this call; what has no usage counts at its bound."""
+    return sum(_cost_of_one(each, call, settings) for each in call.asked)
+
+
+def saved_usd(call: Call, settings: ServeSettings) -> float:
+    """What the baseline would have cost for this answer, less what it cost; 0 where no baseline has a price."""
+    baseline = settings.prices.baseline or (settings.large.price if settings.large else None)
+    if baseline is None:
+        return 0.0
+    return baseline.cost_usd(call.response.get("usage") or {}) - cost_of(call, settings)
+
+
+def tokens_of(call: Call) -> int:
+    """Tokens of everything that was asked for this call, prompts and answers; bounds where usage is unknown."""
+    return sum(_tokens_of_one(each, call) for each in call.asked)
+
+
+def most_usd(call: Call, settings: ServeSettings) -> float:
+    """What a call can come to at most: every model that its way may ask, each as often as it may, at full length."""
+    worst = {"prompt_tokens": prompt_bound(call.body), "completion_tokens": completion_bound(call)}
+    student, large = _questions(settings)
+    most = student * _dearest(settings.prices.student).cost_usd(worst)
+    if settings.large is not None:
+        most += large * _dearest(settings.large.price).cost_usd(worst)
+    return most
+
+
+def most_tokens(call: Call, settings: ServeSettings) -> int:
+    student, large = _questions(settings)
+    return (student + large) * (prompt_bound(call.body) + completion_bound(call))
+
+
+def completion_bound(call: Call) -> int:
+    """Tokens of the answers to one question at most; to be set as `max_tokens` wherever the client set none."""
+    body = call.body
+    asked = body.get("max_completion_tokens") or body.get("max_tokens")
+    asked = asked or (call.model.served.contract.max_tokens if call.deployment is not None else 0)
+    return int(asked) * int(body.get("n") or 1)
+
+
+def prompt_bound(body: Json) -> int:
+    """No fewer tokens than the prompt has, by any byte-level vocabulary and any usual template."""
+    messages = sum(_MESSAGE_TOKENS + _bytes_of(each) for each in body.get("messages") or ())
+    return _TEMPLATE_TOKENS + messages + _tools(body)
+
+
+def prompt_estimate(body: Json) -> int:
+    """About as many tokens as the prompt has: four bytes each."""
+    return (prompt_bound(body) - _TEMPLATE_TOKENS) // 4 + 1
+
+
+def _questions(settings: ServeSettings) -> tuple[int, int]:
+    """How often the student and the large model may be asked for one call."""
+    on = {name for name in ("repair", "hedge", "shadow", *_ASKS_LARGE) if getattr(settings, name, None)}
+    student = 1 + len(on & {"repair", "hedge", "shadow"})
+    large = 0 if settings.large is None else max(1, len(on & {*_ASKS_LARGE, "hedge"}))
+    return student, large
+
+
+def _dearest(price: PriceSettings) -> PriceSettings:
+    """The price at which no cached prompt makes an answer dearer than expected."""
+    if price.cached is None or price.cached <= price.input:
+        return price
+    return price.model_copy(update={"input": price.cached})
+
+
+def _cost_of_one(asked: Asked, call: Call, settings: ServeSettings) -> float:
+    price = _price_of(asked, settings)
+    if asked.usage:
+        return price.cost_usd(asked.usage)
+    if _cost_nothing(asked):
+        return 0.0
+    worst = {"prompt_tokens": prompt_bound(call.body), "completion_tokens": completion_bound(call)}
+    return _dearest(price).cost_usd(worst)
+
+
+def _tokens_of_one(asked: Asked, call: Call) -> int:
+    usage = asked.usage
+    if usage:
+        return int(usage.get("prompt_tokens") or 0) + int(usage.get("completion_tokens") or 0)
+    return 0 if _cost_nothing(asked) else prompt_bound(call.body) + completion_bound(call)
+
+
+def _cost_nothing(asked: Asked) -> bool:
+    """A question that was refused (4xx) was never read by a model; after any other fault nobody knows."""
+    return asked.fault == "context_length_exceeded" or (asked.fault or "").startswith("4")
+
+
+def _price_of(asked: Asked, settings: ServeSettings) -> PriceSettings:
+    large = settings.large
+    if asked.by in _OF_STUDENT or large is None:
+        return settings.prices.student
+    return large.price if asked.by in _OF_LARGE or asked.model == large.model else settings.prices.student
+
+
+def _bytes_of(message: Json) -> int:
+    content = message.get("content")
+    if isinstance(content, str) and len(message) == 2:
+        return len(content.encode())
+    return len(canonical_json(message).encode())  # parts, a name, tool calls, what a tool answered
+
+
+def _tools(body: Json) -> int:
+    """A template may write a tool as indented JSON, in other words than it came."""
+    found = body.get("tools"), body.get("response_format")
+    return sum(2 * len(canonical_json(each).encode()) for each in found if each)
