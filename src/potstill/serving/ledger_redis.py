@@ -20,7 +20,7 @@ _PREFIX = "potstill:{budgets}:"
 # Whole numbers up to 2^53 are exact in Lua; "%.0f" writes all their digits.
 _COMMON = """
 local prefix = KEYS[1]
-local function whole(n) return string.format('%.0f', n) end
+local function whole(n) return string.format('%.0f', n + 0) end  -- + 0: or zero may be written -0
 local function clock() local t = redis.call('TIME'); return t[1] * 1000 + math.floor(t[2] / 1000) end
 local function add(account, field, n)
   local key = prefix .. 'account:' .. account
