@@ -1,4 +1,4 @@
-"""A budget of 100 dollars before 1,000 concurrent calls, four workers, and 100 kills: never above, and nothing leaks."""
+"""A budget of 100 dollars, 1,000 concurrent calls, four workers and 100 kills: never above, and nothing leaks."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ class Run:
         spent, allowed = await asyncio.to_thread(self.ledger.standing, ACCOUNT)
         return spent / NANO, allowed / NANO
 
-    async def keep_asking(self, until: asyncio.Event, max_tokens: int) -> None:
-        """One caller: asks a random worker again and again, until told or until the budget is spent."""
+    async def keep_asking(self, until: asyncio.Event, *sizes: int, gives_up: bool = True) -> None:
+        """One caller: asks a random worker again and again, until told, or until the budget is spent (`gives_up`)."""
         client = Client(random.choice(self.workers).port)
         while not until.is_set():
             try:
-                status, body = await client.ask(max_tokens=max_tokens)
+                status, body = await client.ask(max_tokens=random.choice(sizes))
             except (ConnectionError, asyncio.IncompleteReadError):
                 self.outcomes["killed"] += 1
                 client.hang_up()
@@ -58,7 +58,7 @@ class Run:
             self.outcomes["answered" if status == 200 else body["error"]["code"]] += 1
             if status == 200:
                 continue
-            if body["error"]["code"] == "insufficient_quota":
+            if body["error"]["code"] == "insufficient_quota" and gives_up:
                 break
             await asyncio.sleep(0.2)
         client.hang_up()
@@ -111,8 +111,8 @@ def test_a_thousand_concurrent_calls_on_four_workers_spend_the_budget_and_no_mor
             await asyncio.sleep(1.5)
             spent, allowed = await run.standing_usd()
             print(
-                f"\n{backend}: {CALLS} callers, {WORKERS} workers, {took_s:.1f} s: really spent {run.really_usd:.2f} of "
-                f"{BUDGET_USD}, ledger {spent:.2f} spent and {allowed:.2f} still allowed; {dict(run.outcomes)}"
+                f"\n{backend}: {CALLS} callers, {WORKERS} workers, {took_s:.1f} s: really spent {run.really_usd:.2f} "
+                f"of {BUDGET_USD}, ledger {spent:.2f} spent and {allowed:.2f} still allowed; {dict(run.outcomes)}"
             )
             assert run.really_usd <= BUDGET_USD
             assert (round(spent, 6), allowed) == (round(run.really_usd, 6), 0)
@@ -129,8 +129,8 @@ def test_a_hundred_kills_overspend_nothing_and_leave_nothing_reserved(backend: s
         async with running(backend, tmp_path, hold_s=0.02) as run:
             began = time.monotonic()
             enough = asyncio.Event()
-            # 0.002 dollars an answer, reserved at 0.004.
-            callers = [asyncio.create_task(run.keep_asking(enough, 4)) for _ in range(64)]
+            # 0.002 or 0.03 dollars an answer, reserved at twice as much: the budget ends among the kills.
+            callers = [asyncio.create_task(run.keep_asking(enough, 4, 60, gives_up=False)) for _ in range(64)]
             worst = 0.0
             for _ in range(KILLS):
                 await asyncio.sleep(chance.uniform(0.02, 0.4))
@@ -142,14 +142,14 @@ def test_a_hundred_kills_overspend_nothing_and_leave_nothing_reserved(backend: s
             spent, allowed = await _settled(run)
             took_s, by_kills = time.monotonic() - began, spent - run.really_usd
             print(
-                f"\n{backend}: {KILLS} kills in {took_s:.0f} s, {dict(run.outcomes)}: really spent {run.really_usd:.3f}, "
-                f"ledger {spent:.3f} ({by_kills:.3f} for calls that a kill cut off), allowed {allowed:.3f}, "
+                f"\n{backend}: {KILLS} kills in {took_s:.0f} s, {dict(run.outcomes)}: really spent "
+                f"{run.really_usd:.3f}, ledger {spent:.3f} ({by_kills:.3f} for calls that a kill cut off), allowed {allowed:.3f}, "
                 f"most seen {worst:.3f}"
             )
             assert worst <= BUDGET_USD
             assert allowed == 0
-            # A killed call counts at its bound of 0.004 where it may have been asked; 64 at most were in flight.
-            assert 0 <= round(by_kills, 6) <= 0.004 * run.outcomes["killed"]
+            # A killed call counts at its bound where it may have been asked.
+            assert 0 <= round(by_kills, 6) <= 0.06 * run.outcomes["killed"]
             await run.spend_all()
             spent, allowed = await _settled(run)
             print(

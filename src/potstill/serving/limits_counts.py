@@ -19,12 +19,12 @@ from redis.exceptions import RedisError
 
 from potstill.progress import say
 from potstill.serving.errors import RequestRefused
+from potstill.serving.limits_settings import LimitsSettings
 from potstill.serving.rate_table import RateTable, TableBusy
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-    from potstill.serving.limits_settings import LimitsSettings
     from potstill.serving.server import Server
     from potstill.serving.state import StateSettings
 
