@@ -143,7 +143,7 @@ def test_a_hundred_kills_overspend_nothing_and_leave_nothing_reserved(backend: s
             took_s, by_kills = time.monotonic() - began, spent - run.really_usd
             print(
                 f"\n{backend}: {KILLS} kills in {took_s:.0f} s, {dict(run.outcomes)}: really spent "
-                f"{run.really_usd:.3f}, ledger {spent:.3f} ({by_kills:.3f} for calls that a kill cut off), allowed {allowed:.3f}, "
+                f"{run.really_usd:.3f}, ledger {spent:.3f} ({by_kills:.3f} for calls cut off), allowed {allowed:.3f}, "
                 f"most seen {worst:.3f}"
             )
             assert worst <= BUDGET_USD
