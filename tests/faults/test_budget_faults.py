@@ -38,7 +38,10 @@ def test_two_thousand_clients_that_leave_are_billed_once_each(stream: bool, tmp_
         reached: dict[str, asyncio.Event] = {str(each): asyncio.Event() for each in range(LEAVERS)}
         engine = CountingEngine(endless=True, told=lambda content: reached[content].set())
         server = paid_server(
-            await engine.start(), tmp_path, budgets={"key": {"total_usd": 1e5}}, limits={"concurrent": 60_000}
+            await engine.start(),
+            tmp_path,
+            budgets={"key": {"total_usd": 1e5}, "wait_s": 10},
+            limits={"concurrent": 60_000},
         )
         listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
         running = uvicorn.Server(uvicorn.Config(App(server), log_level="error", access_log=False, lifespan="on"))

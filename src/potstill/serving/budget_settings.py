@@ -28,5 +28,5 @@ class BudgetsSettings(Section):
     tenant: Annotated[BudgetAmounts, Field(description="of each tenant not named below")] = BudgetAmounts()
     tenants: dict[str, BudgetAmounts] = Field(default_factory=dict, description="of tenants by name")
     on_fault: Annotated[Literal["open", "closed"], Field(description="when the ledger does not answer")] = "closed"
-    wait_s: Annotated[float, Field(gt=0, le=10, description="for the ledger, at most, then on_fault")] = 0.5
+    wait_s: Annotated[float, Field(gt=0, le=10, description="for the ledger, at most, then on_fault")] = 1.0
     lease_s: Annotated[float, Field(ge=10, description="Redis: silence after which a worker counts as dead")] = 60.0
