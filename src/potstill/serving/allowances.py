@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -23,7 +24,7 @@ from potstill.serving.journal import SLOTS, Journal, dead_journals, workers_with
 from potstill.serving.ledger import SHARE, Claim, Ledger, LedgerAway, Standing
 
 # A top-up fetches so many calls' worth where there is plenty.
-_AHEAD = 64
+_AHEAD, _LOW = 256, 128
 _TICK_S, _TIGHT_S = 0.5, 0.02
 _IDLE_S, _OVER_S = 1.0, 3600.0
 _BURY_S, _LOST_S = 2.0, 30.0
@@ -109,6 +110,10 @@ class Allowances:
             if account.at_hand < need:
                 return False
         self._hold(needs)
+        for account, need in needs:
+            if account.at_hand < _LOW * need and account.at_hand < account.useful:
+                self._fetch_soon(account)
+                break
         return True
 
     async def reserve(self, needs: Needs) -> None:
@@ -133,6 +138,14 @@ class Allowances:
             self._waiting = [each for each in self._waiting if each[1] is not came]
         if not self.take(needs):
             raise Short(*next((account, need) for account, need in needs if account.at_hand < need))
+
+    def _fetch_soon(self, account: Account) -> None:
+        """Top up before anybody has to wait for it."""
+        if self._trading is None and monotonic() >= self._rests_until:
+            came: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            came.add_done_callback(lambda each: each.exception())  # a fault is for whoever waits
+            self._waiting.append((((account, account.need),), came))
+            self._trading = asyncio.ensure_future(self._trade())
 
     def hold_anyway(self, needs: Needs) -> None:
         """Hold what is needed though nobody allowed it; the ledger is told when it answers again."""
@@ -282,8 +295,10 @@ class Allowances:
         return gives or account.told != account.spent or account.at_hand < 0
 
     def _is_over(self, account: Account, now: float) -> bool:
-        """Whether it was a day's and has long not been used; nobody refers to it any more then."""
-        return account.name[-1] != ":" and not account.held and now - account.used > _OVER_S
+        """Whether it was a past day's, and nobody refers to it any more."""
+        if account.name[-1] == ":" or account.held or now - account.used < _OVER_S:
+            return False
+        return account.name[-10:] < f"{datetime.now(UTC) - timedelta(seconds=_OVER_S):%Y-%m-%d}"
 
     def _bury(self) -> None:
         """On the ledger's thread."""

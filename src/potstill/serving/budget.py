@@ -6,7 +6,6 @@ asked on its account. Budgets are in US dollars and, where wanted, in tokens; da
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil
 from time import time
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from weakref import WeakKeyDictionary
 from potstill.serving.allowances import Account, Allowances, Short
 from potstill.serving.authenticate import MARK
 from potstill.serving.budget_settings import BudgetAmounts, BudgetsSettings
-from potstill.serving.costs import cost_of, most_tokens, most_usd, tokens_of
+from potstill.serving.costs import Most, cost_of, tokens_of
 from potstill.serving.errors import RequestRefused
 from potstill.serving.ledger import Ledger, LedgerAway, SqliteLedger
 from potstill.serving.steps import Step
@@ -27,50 +26,44 @@ if TYPE_CHECKING:
 
 # Account name, unit, amount, whether it is a day's.
 _Limit = tuple[str, str, int, bool]
+# The accounts in dollars, and those in tokens.
+_Found = tuple[Allowances, tuple[Account, ...], tuple[Account, ...]]
 NANO = 1_000_000_000
 _DAY_S = 86_400
-
-
-@dataclass(frozen=True, slots=True)
-class Reservation:
-    """What a call holds: accounts with amounts, those in dollars and those in tokens."""
-
-    usd: tuple[tuple[Account, int], ...]
-    tokens: tuple[tuple[Account, int], ...]
 
 
 class Purse:
     """The allowances of one server's worker, opened by the first call that has a budget. They outlast new settings."""
 
-    def __init__(self, server: Server) -> None:
-        self._server, self._users = server, 0
-        self._open: Allowances | None = None
+    def __init__(self) -> None:
+        self._users = 0
+        self.open: Allowances | None = None
 
-    def allowances(self, settings: BudgetsSettings) -> Allowances:
+    def allowances(self, server: Server, settings: BudgetsSettings) -> Allowances:
         """To be used in one event loop."""
-        if self._open is None:
-            folder = self._server.state_dir / "budgets"
-            self._open = Allowances(self._ledger(settings), folder, settings.wait_s)
-            self._open.start()
-        self._open.wait_s = settings.wait_s
-        return self._open
-
-    def _ledger(self, settings: BudgetsSettings) -> Ledger:
-        client = self._server.settings.state.connect_blocking(settings.wait_s)
-        if client is None:
-            return SqliteLedger(self._server.state_dir)
-        from potstill.serving.ledger_redis import RedisLedger
-
-        return RedisLedger(client, settings.lease_s)
+        if self.open is None:
+            self.open = Allowances(_ledger(server, settings), server.state_dir / "budgets", settings.wait_s)
+            self.open.start()
+        self.open.wait_s = settings.wait_s
+        return self.open
 
     def start(self) -> None:
         self._users += 1
 
     async def close(self) -> None:
         self._users -= 1
-        if self._users == 0 and self._open is not None:
-            closing, self._open = self._open, None
+        if self._users == 0 and self.open is not None:
+            closing, self.open = self.open, None
             await closing.close()
+
+
+def _ledger(server: Server, settings: BudgetsSettings) -> Ledger:
+    client = server.settings.state.connect_blocking(settings.wait_s)
+    if client is None:
+        return SqliteLedger(server.state_dir)
+    from potstill.serving.ledger_redis import RedisLedger
+
+    return RedisLedger(client, settings.lease_s)
 
 
 _PURSES: WeakKeyDictionary[Server, Purse] = WeakKeyDictionary()
@@ -78,27 +71,22 @@ _PURSES: WeakKeyDictionary[Server, Purse] = WeakKeyDictionary()
 
 class Budget(Step):
     def __init__(self, server: Server) -> None:
-        self._serve = server.settings
+        self._server, self._serve = server, server.settings
         self._settings = self._serve.budgets or BudgetsSettings()
-        purse = _PURSES.get(server)
-        self._purse = purse if purse is not None else _PURSES.setdefault(server, Purse(server))
-        self._known: dict[tuple[str, str], tuple[Key | None, tuple[_Limit, ...]]] = {}
+        self._purse = _PURSES.setdefault(server, Purse())
+        self._most = Most.of(self._serve)
+        self._known: dict[tuple[str, str], tuple[Key | None, int, _Found | None]] = {}
 
     async def before(self, call: Call) -> None:
         """Reserve; raises RequestRefused 429 where it does not fit, 503 where nobody knows and `on_fault` is closed."""
-        limits = self._limits_of(call)
-        if not limits:
+        found = self._accounts_of(call)
+        if found is None:
             return
-        purse = self._purse.allowances(self._settings)
-        day = f"{call.moment:%Y-%m-%d}"
-        usd, tokens = ceil(most_usd(call, self._serve) * NANO), most_tokens(call, self._serve)
-        held: dict[str, list[tuple[Account, int]]] = {"usd": [], "tokens": []}
-        for name, unit, limit, daily in limits:
-            account = purse.account(name + day if daily else name)
-            account.limit = limit
-            held[unit].append((account, usd if unit == "usd" else tokens))
-        reservation = Reservation(tuple(held["usd"]), tuple(held["tokens"]))
-        needs = reservation.usd + reservation.tokens
+        purse, usd, tokens = found
+        most_usd = ceil(self._most.usd(call) * NANO) if usd else 0
+        most_tokens = self._most.tokens(call) if tokens else 0
+        needs = [(each, most_usd) for each in usd]
+        needs += [(each, most_tokens) for each in tokens]
         if not purse.take(needs):
             try:
                 await purse.reserve(needs)
@@ -111,18 +99,17 @@ class Budget(Step):
                         503, message, kind="server_error", code="budget_unavailable", retry_after_s=1
                     ) from fault
                 purse.hold_anyway(needs)
-        call.marks["budget"] = (purse, reservation)
+        call.marks["budget"] = (purse, needs, len(usd))
 
     async def end(self, call: Call) -> None:
         """Settle, once, by what was asked."""
         found = call.marks.pop("budget", None)
         if found is None:
             return
-        purse, reservation = found
-        usd = ceil(round(cost_of(call, self._serve) * NANO, 3)) if reservation.usd else 0
-        tokens = tokens_of(call) if reservation.tokens else 0
-        used = [usd] * len(reservation.usd) + [tokens] * len(reservation.tokens)
-        purse.settle(reservation.usd + reservation.tokens, used)
+        purse, needs, in_usd = found
+        usd = ceil(round(cost_of(call, self._serve) * NANO, 3)) if in_usd else 0
+        tokens = tokens_of(call) if in_usd < len(needs) else 0
+        purse.settle(needs, [usd] * in_usd + [tokens] * (len(needs) - in_usd))
 
     async def start(self) -> None:
         self._purse.start()
@@ -130,15 +117,28 @@ class Budget(Step):
     async def close(self) -> None:
         await self._purse.close()
 
-    def _limits_of(self, call: Call) -> tuple[_Limit, ...]:
-        """Every budget of the caller."""
+    def _accounts_of(self, call: Call) -> _Found | None:
+        """The accounts of the caller for the day of the call, in dollars and in tokens; None without a budget."""
         key: Key | None = call.marks.get(MARK)
+        day = call.moment.toordinal()
+        purse = self._purse.open
         known = self._known.get((call.key, call.tenant))
-        if known is None or known[0] is not key:
+        if known is None or known[0] is not key or known[1] != day or (known[2] and known[2][0] is not purse):
             if len(self._known) > 10_000:
                 self._known.clear()
-            known = self._known[call.key, call.tenant] = (key, self._worked_out(call, key))
-        return known[1]
+            known = self._known[call.key, call.tenant] = (key, day, self._opened(call, self._worked_out(call, key)))
+        return known[2]
+
+    def _opened(self, call: Call, limits: tuple[_Limit, ...]) -> _Found | None:
+        if not limits:
+            return None
+        purse = self._purse.allowances(self._server, self._settings)
+        accounts: dict[str, list[Account]] = {"usd": [], "tokens": []}
+        for name, unit, limit, daily in limits:
+            account = purse.account(f"{name}{call.moment:%Y-%m-%d}" if daily else name)
+            account.limit = limit
+            accounts[unit].append(account)
+        return purse, tuple(accounts["usd"]), tuple(accounts["tokens"])
 
     def _worked_out(self, call: Call, key: Key | None) -> tuple[_Limit, ...]:
         wanted = self._settings.key

@@ -6,6 +6,7 @@ tokens than bytes (Sennrich et al. 2016, and byte-level BPE since GPT-2). What t
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from potstill.records import Json, canonical_json
@@ -40,19 +41,34 @@ def tokens_of(call: Call) -> int:
     return sum(_tokens_of_one(each, call) for each in call.asked)
 
 
-def most_usd(call: Call, settings: ServeSettings) -> float:
-    """What a call can come to at most: every model that its way may ask, each as often as it may, at full length."""
-    worst = {"prompt_tokens": prompt_bound(call.body), "completion_tokens": completion_bound(call)}
-    student, large = _questions(settings)
-    most = student * _dearest(settings.prices.student).cost_usd(worst)
-    if settings.large is not None:
-        most += large * _dearest(settings.large.price).cost_usd(worst)
-    return most
+@dataclass(frozen=True, slots=True)
+class Most:
+    """What a call can come to at most: every model that its way may ask, each as often as it may, at full length.
 
+    `prompt_usd` and `answer_usd` are dollars a million tokens over all those questions.
+    """
 
-def most_tokens(call: Call, settings: ServeSettings) -> int:
-    student, large = _questions(settings)
-    return (student + large) * (prompt_bound(call.body) + completion_bound(call))
+    questions: int
+    prompt_usd: float
+    answer_usd: float
+
+    @classmethod
+    def of(cls, settings: ServeSettings) -> Most:
+        """Worked out once for settings."""
+        student, large = _questions(settings)
+        asked = [(student, _dearest(settings.prices.student))]
+        asked += [(large, _dearest(settings.large.price))] if settings.large is not None else []
+        return cls(
+            student + large,
+            sum(times * price.input for times, price in asked),
+            sum(times * price.output for times, price in asked),
+        )
+
+    def usd(self, call: Call) -> float:
+        return (prompt_bound(call.body) * self.prompt_usd + completion_bound(call) * self.answer_usd) / 1e6
+
+    def tokens(self, call: Call) -> int:
+        return self.questions * (prompt_bound(call.body) + completion_bound(call))
 
 
 def completion_bound(call: Call) -> int:

@@ -140,8 +140,7 @@ class TableCounts(_Ruled):
             if item is None:
                 item = self._items[limit] = RateLimitItemPerMinute(limit)
             taken = self._limiter.hit(item, name, cost=amount)
-            before, weighs_s, now, _ = table.get_sliding_window(item.key_for(name), 60)
-            return Window(taken, limit, before, weighs_s, now)
+            return Window(taken, limit, *table.seen)
         except (TableBusy, OSError) as fault:
             self._not_counted(fault)
             return None

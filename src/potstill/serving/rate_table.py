@@ -16,8 +16,6 @@ import mmap
 import os
 import struct
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from math import floor
 from pathlib import Path
 from typing import BinaryIO
@@ -47,6 +45,8 @@ class RateTable(Storage, SlidingWindowCounterSupport):
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._file = _opened(folder / "limits.table", _ROWS * _WORDS * 8)
+        self._lock = _Lock(self._file.fileno())
+        self.seen: tuple[int, float, int] = (0, 0.0, 0)  # window before, its weight, this window: at the last hit
         self._map = mmap.mmap(self._file.fileno(), _ROWS * _WORDS * 8)
         self._words = memoryview(self._map).cast("q")
         self._shorts = memoryview(self._map).cast("H")
@@ -94,9 +94,11 @@ class RateTable(Storage, SlidingWindowCounterSupport):
         """As the library's own storages: count `amount` unless the weighted count would pass `limit`."""
         with self._locked():
             before, weight, now, _ = self._window(key, expiry)
+            self.seen = before, weight, now
             if floor(before * weight / expiry + now) + amount > limit:
                 return False
             self._words[self._row(key) * _WORDS + _NOW] = now + amount
+            self.seen = before, weight, now + amount
             return True
 
     def get_sliding_window(self, key: str, expiry: int) -> tuple[int, float, int, float]:
@@ -184,18 +186,9 @@ class RateTable(Storage, SlidingWindowCounterSupport):
     def _place_of(self, worker: int) -> Path:
         return self._folder / f"limits.{worker}.lock"
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
+    def _locked(self) -> _Lock:
         """Alone with the table; raises TableBusy rather than wait for long: this runs in the event loop."""
-        file = self._file.fileno()
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _wait_for(file)
-        try:
-            yield
-        finally:
-            fcntl.flock(file, fcntl.LOCK_UN)
+        return self._lock
 
     # What else the library asks a storage for; its sliding window needs none of it.
 
@@ -220,6 +213,24 @@ class RateTable(Storage, SlidingWindowCounterSupport):
 
     def clear(self, key: str) -> None:
         raise NotImplementedError
+
+
+class _Lock:
+    """The lock of a file, as a context. (A generator as context would cost as much as all that is done under it.)"""
+
+    __slots__ = ("_file",)
+
+    def __init__(self, file: int) -> None:
+        self._file = file
+
+    def __enter__(self) -> None:
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _wait_for(self._file)
+
+    def __exit__(self, *fault: object) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
 
 
 def _wait_for(file: int) -> None:
