@@ -93,7 +93,9 @@ def test_requests_a_minute_are_refused_as_openai_does(shared: dict[str, Any], tm
     within_a_minute()
 
     async def run() -> None:
-        server = paid_server(await CountingEngine().start(), tmp_path, limits={"requests_per_minute": 3}, **shared)
+        server = paid_server(
+            await CountingEngine().start(), tmp_path, limits={"requests_per_minute": 3, "wait_s": 5}, **shared
+        )
         said = [await asked(server, CHAT, "") for _ in range(4)]
         assert [each[0] for each in said] == [200, 200, 200, 429]
         assert [each[1]["x-ratelimit-remaining-requests"] for each in said] == ["2", "1", "0", "0"]
@@ -111,7 +113,7 @@ def test_calls_at_once_are_counted_until_they_end_however_they_end(shared: dict[
     async def run() -> None:
         engine = CountingEngine(hold_s=0.3)
         url = await engine.start()
-        one, two = (paid_server(url, tmp_path, limits={"concurrent": 2}, **shared) for _ in range(2))
+        one, two = (paid_server(url, tmp_path, limits={"concurrent": 2, "wait_s": 5}, **shared) for _ in range(2))
         found = Counter(
             status
             for status, _, _ in await asyncio.gather(*(asked(each, CHAT, "") for each in (one, two, one, two, one)))
