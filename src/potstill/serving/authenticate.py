@@ -49,6 +49,7 @@ class Keys:
         self._all = self._fixed
         if store is not None:
             self.refresh()
+            store.close()  # what is open now would be shared with workers that are forked; the watch opens its own
 
     @classmethod
     def load(cls, entries: Sequence[str], store: KeyStore | None = None) -> Keys:

@@ -21,6 +21,8 @@ _OF_LARGE = ("large", "sample")
 # Settings under which the large model may be asked in a call's way, each once.
 _ASKS_LARGE = ("escalate", "direct", "breaker")
 _TEMPLATE_TOKENS, _MESSAGE_TOKENS = 64, 16
+# What asking for a repair adds to a prompt, beside the answer that is to be repaired.
+_REPAIR_TOKENS = 512
 
 
 def cost_of(call: Call, settings: ServeSettings) -> float:
@@ -51,6 +53,8 @@ class Most:
     questions: int
     prompt_usd: float
     answer_usd: float
+    repairs: bool
+    repair_usd: float
 
     @classmethod
     def of(cls, settings: ServeSettings) -> Most:
@@ -62,13 +66,19 @@ class Most:
             student + large,
             sum(times * price.input for times, price in asked),
             sum(times * price.output for times, price in asked),
+            bool(getattr(settings, "repair", None)),
+            asked[0][1].input,
         )
 
     def usd(self, call: Call) -> float:
-        return (prompt_bound(call.body) * self.prompt_usd + completion_bound(call) * self.answer_usd) / 1e6
+        prompt, answer = prompt_bound(call.body), completion_bound(call)
+        repair = (answer + _REPAIR_TOKENS) * self.repair_usd if self.repairs else 0.0
+        return (prompt * self.prompt_usd + answer * self.answer_usd + repair) / 1e6
 
     def tokens(self, call: Call) -> int:
-        return self.questions * (prompt_bound(call.body) + completion_bound(call))
+        answer = completion_bound(call)
+        repair = answer + _REPAIR_TOKENS if self.repairs else 0
+        return self.questions * (prompt_bound(call.body) + answer) + repair
 
 
 def completion_bound(call: Call) -> int:
@@ -111,15 +121,20 @@ def _cost_of_one(asked: Asked, call: Call, settings: ServeSettings) -> float:
         return price.cost_usd(asked.usage)
     if _cost_nothing(asked):
         return 0.0
-    worst = {"prompt_tokens": prompt_bound(call.body), "completion_tokens": completion_bound(call)}
-    return _dearest(price).cost_usd(worst)
+    return _dearest(price).cost_usd(_worst(asked, call))
 
 
 def _tokens_of_one(asked: Asked, call: Call) -> int:
     usage = asked.usage
     if usage:
         return int(usage.get("prompt_tokens") or 0) + int(usage.get("completion_tokens") or 0)
-    return 0 if _cost_nothing(asked) else prompt_bound(call.body) + completion_bound(call)
+    return 0 if _cost_nothing(asked) else sum(_worst(asked, call).values())
+
+
+def _worst(asked: Asked, call: Call) -> dict[str, int]:
+    answer = completion_bound(call)
+    more = answer + _REPAIR_TOKENS if asked.by == "repair" else 0
+    return {"prompt_tokens": prompt_bound(call.body) + more, "completion_tokens": answer}
 
 
 def _cost_nothing(asked: Asked) -> bool:
