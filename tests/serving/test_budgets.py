@@ -102,6 +102,8 @@ def test_a_stored_keys_own_budget_holds_without_any_in_the_settings(tmp_path: Pa
         def all(self) -> list[Key]:
             return [Key("a", "a", sha256_of("a"), total_usd=0.5), Key("b", "b", sha256_of("b"))]
 
+        def close(self) -> None: ...
+
     keys = Keys(store=Stored())  # type: ignore[arg-type]  # nothing is changed here
     assert [each[0] for each in asyncio.run(run(tmp_path, [400, 400], keys, "a"))] == [200, 429]
     assert [each[0] for each in asyncio.run(run(tmp_path, [400, 400], keys, "b"))] == [200, 200]

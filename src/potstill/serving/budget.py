@@ -190,4 +190,6 @@ def _said(amount: int, unit: str) -> str:
 def make(server: Server) -> Step | None:
     if server.settings.budgets is None and server.keys.store is None:
         return None
+    if server.settings.budgets is not None:
+        _ = server.state_dir  # raises RecipeError now, rather than at the first request, where there is none
     return Budget(server)

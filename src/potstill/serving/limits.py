@@ -123,6 +123,8 @@ def _counts(server: Server) -> Counts | None:
     """What counts for both steps; None where nothing can be limited."""
     if server.settings.limits is None and server.keys.store is None:
         return None
+    if server.settings.limits is not None and server.settings.state.redis is None:
+        _ = server.state_dir  # raises RecipeError now, rather than at the first request, where there is none
     from potstill.serving.limits_counts import counts_of
 
     return counts_of(server)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from math import floor
 from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 from limits import RateLimitItemPerMinute
 from limits.aio.storage.redis import RedisStorage
@@ -88,10 +88,22 @@ def counts_of(server: Server) -> Counts:
     counts = _OF.get(server)
     if counts is None:
         timeout_s = server.settings.request_timeout_s
-        counts = RedisCounts(state, timeout_s) if state.redis else TableCounts(server.state_dir / "limits")
+        counts = RedisCounts(state, timeout_s) if state.redis else TableCounts(_folder_of(server))
         _OF[server] = counts
     counts.rule(settings)
     return counts
+
+
+def _folder_of(server: Server) -> Callable[[], Path]:
+    """The table's folder, made only when something is counted; the server is not kept alive by what counts for it."""
+    alive = ref(server)
+
+    def folder() -> Path:
+        found = alive()
+        assert found is not None, "a call outlived its server"
+        return found.state_dir / "limits"
+
+    return folder
 
 
 class _Ruled:
@@ -126,7 +138,7 @@ class _Ruled:
 class TableCounts(_Ruled):
     """One machine. The table is opened by the first call that is limited."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Callable[[], Path]) -> None:
         super().__init__()
         self._folder = folder
         self._table: RateTable | None = None
@@ -171,7 +183,7 @@ class TableCounts(_Ruled):
 
     def _opened(self) -> RateTable:
         if self._table is None:
-            self._table = RateTable(self._folder)
+            self._table = RateTable(self._folder())
             self._limiter = SlidingWindowCounterRateLimiter(self._table)
         return self._table
 
