@@ -29,7 +29,7 @@ WORKERS = 32
 _ROWS, _WORDS, _SHORTS = 16_384, 16, 64
 _PROBES = 64
 _HASH, _WINDOW, _BEFORE, _NOW, _COLUMNS = 0, 2, 3, 4, 32
-_PATIENCE_S = 0.02
+_PATIENCE_S, _NAP_S = 0.05, 0.0001
 _STALE_S = 180
 
 
@@ -237,7 +237,7 @@ def _wait_for(file: int) -> None:
     """Holders keep the lock for microseconds, unless they lose their core."""
     end = time.monotonic() + _PATIENCE_S
     while time.monotonic() < end:
-        os.sched_yield()
+        time.sleep(_NAP_S)  # the holder may be waiting for this very core
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
