@@ -1,6 +1,7 @@
 """What keys, limits and budgets add to a call, in microseconds: their moments alone, no network, no engine.
 
-Run: `python -m benchmarks.gateway.policy_cost [--calls 20000]`; prints one line a policy, median of five rounds.
+Run: `python -m benchmarks.gateway.policy_cost [--calls 20000] [--redis NAME]`; prints one line a policy, median of five
+rounds. With `--redis` (the NAME of a variable with its URL) limits and budgets are kept there.
 """
 
 from __future__ import annotations
@@ -88,13 +89,15 @@ async def measured(server: Server, calls: int, secret: str) -> tuple[float, floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--calls", type=int, default=20_000)
-    calls = parser.parse_args().calls
+    parser.add_argument("--redis")
+    arguments = parser.parse_args()
+    calls, state = arguments.calls, {"redis": arguments.redis} if arguments.redis else {}
     secret = new_secret()
     found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in ORDERS}
     for _ in range(5):
         for name, (order, settings) in ORDERS.items():
             with tempfile.TemporaryDirectory() as folder:
-                server = server_with(order, settings, Path(folder), secret)
+                server = server_with(order, settings | {"state": state}, Path(folder), secret)
                 found[name].append(asyncio.run(measured(server, calls, secret)))
     print(f"{'':<34} CPU µs   p50 µs   p99 µs   a call, median of five rounds of {calls}")
     for name, rounds in found.items():
