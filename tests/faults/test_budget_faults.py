@@ -168,7 +168,7 @@ def test_no_request_waits_for_a_redis_that_fails(
             f"{slowest:.3f} s; answered again {back_s:.2f} s after Redis was back"
         )
         assert set(said) == {status}
-        assert slowest < 2 * WAIT_S + 0.7  # for the limits and for the budget, and a busy machine
+        assert slowest < 2.5  # a wait for the limits and one for the budget, on a busy machine; a hang is 3 s and more
         assert back_s < 8
         await server.close()
 
