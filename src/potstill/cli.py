@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from potstill import __version__
+from potstill.commands.keys_arguments import key_commands
 from potstill.errors import PotstillError
 
 STAGES = {
@@ -49,6 +50,7 @@ def parser() -> argparse.ArgumentParser:
     _registry_commands(commands)
     _origin_commands(commands)
     _signing_commands(commands)
+    key_commands(commands)
     _command(commands, "doctor", "what this machine has, and what that allows", "look:doctor")
     schema = _command(commands, "schema", "JSON Schema of a recipe, for editors", "look:schema")
     schema.add_argument("--out", help="write it to this file instead")

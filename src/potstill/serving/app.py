@@ -31,7 +31,7 @@ async def models(server: Server, http: Http) -> None:
 
 
 async def feedback(server: Server, http: Http) -> None:
-    key = caller(http, server.keys)
+    key = caller(http, server.keys, "feedback")
     opinion = await accept_feedback(http, key, server.current.served.task, server.log, server.settings.max_body_bytes)
     server.meter.feedback.labels(opinion.kind).inc()
     await http.respond_json({"object": "feedback", **opinion.to_json()})
@@ -50,7 +50,7 @@ async def readyz(server: Server, http: Http) -> None:
 
 
 async def metrics(server: Server, http: Http) -> None:
-    caller(http, server.keys)
+    caller(http, server.keys, "metrics")
     server.meter.engine_up.set(all(each.engine.ready for each in server.fleet))
     server.meter.engine_restarts.set(sum(each.engine.restarts for each in server.fleet))
     await http.respond(200, server.meter.text(), [PROMETHEUS])

@@ -1,38 +1,160 @@
-"""What a call cost, and what it saved against the large model."""
+"""What a call cost, what it may come to at most, and what it saved; US dollars, by the prices in the settings.
+
+Bounds count a token a byte: every token of a byte-level vocabulary stands for at least one byte, so no text has more
+tokens than bytes (Sennrich et al. 2016, and byte-level BPE since GPT-2). What the template adds is bounded a message.
+"""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from potstill.records import Json, canonical_json
 
 if TYPE_CHECKING:
     from potstill.serving.call import Asked, Call
     from potstill.serving.prices import PriceSettings
     from potstill.serving.settings import ServeSettings
 
+_OF_STUDENT = ("student", "repair")
+_OF_LARGE = ("large", "sample", "hedge")
+_TEMPLATE_TOKENS, _MESSAGE_TOKENS = 64, 16
+# What asking for a repair adds to a prompt, beside the answer that is to be repaired.
+_REPAIR_TOKENS = 512
+
 
 def cost_of(call: Call, settings: ServeSettings) -> float:
-    """US dollars of every question that was put to a model for this call."""
-    cost = 0.0
-    for each in call.asked:
-        cost += _price_of(each, settings).cost_usd(each.usage)
-    return cost
+    """The cost of everything that was asked for this call; what has no usage counts at its bound."""
+    return sum(_cost_of_one(each, call, settings) for each in call.asked)
+
+
+def saved_usd(call: Call, settings: ServeSettings) -> float:
+    """What the baseline would have cost for this answer, less what it cost; 0 where no baseline has a price."""
+    baseline = settings.prices.baseline or (settings.large.price if settings.large else None)
+    if baseline is None:
+        return 0.0
+    return baseline.cost_usd(call.response.get("usage") or {}) - cost_of(call, settings)
+
+
+def tokens_of(call: Call) -> int:
+    """Tokens of everything that was asked for this call, prompts and answers; bounds where usage is unknown."""
+    return sum(_tokens_of_one(each, call) for each in call.asked)
+
+
+@dataclass(frozen=True, slots=True)
+class Most:
+    """What a call can come to at most: every model that its way may ask, each as often as it may, at full length.
+
+    `prompt_usd` and `answer_usd` are dollars a million tokens over all those questions.
+    """
+
+    questions: int
+    prompt_usd: float
+    answer_usd: float
+    repairs: bool
+    repair_usd: float
+
+    @classmethod
+    def of(cls, settings: ServeSettings) -> Most:
+        """Worked out once for settings."""
+        student, large = _questions(settings)
+        asked = [(student, _dearest(settings.prices.student))]
+        asked += [(large, _dearest(settings.large.price))] if settings.large is not None else []
+        return cls(
+            student + large,
+            sum(times * price.input for times, price in asked),
+            sum(times * price.output for times, price in asked),
+            settings.repair,
+            asked[0][1].input,
+        )
+
+    def usd(self, call: Call) -> float:
+        prompt, answer = prompt_bound(call.body), completion_bound(call)
+        repair = (answer + _REPAIR_TOKENS) * self.repair_usd if self.repairs else 0.0
+        return (prompt * self.prompt_usd + answer * self.answer_usd + repair) / 1e6
+
+    def tokens(self, call: Call) -> int:
+        answer = completion_bound(call)
+        repair = answer + _REPAIR_TOKENS if self.repairs else 0
+        return self.questions * (prompt_bound(call.body) + answer) + repair
+
+
+def completion_bound(call: Call) -> int:
+    """Tokens of the answers to one question at most; to be set as `max_tokens` wherever the client set none."""
+    body = call.body
+    asked = body.get("max_completion_tokens") or body.get("max_tokens")
+    asked = asked or (call.model.served.contract.max_tokens if call.deployment is not None else 0)
+    return int(asked) * int(body.get("n") or 1)
+
+
+def prompt_bound(body: Json) -> int:
+    """No fewer tokens than the prompt has, by any byte-level vocabulary and any usual template."""
+    messages = sum(_MESSAGE_TOKENS + _bytes_of(each) for each in body.get("messages") or ())
+    return _TEMPLATE_TOKENS + messages + _tools(body)
+
+
+def prompt_estimate(body: Json) -> int:
+    """About as many tokens as the prompt has: four bytes each."""
+    return (prompt_bound(body) - _TEMPLATE_TOKENS) // 4 + 1
+
+
+def _questions(settings: ServeSettings) -> tuple[int, int]:
+    """How often the student and the large model may be asked on one call's account."""
+    large = 0
+    if settings.large is not None and (settings.escalate is not None or settings.direct is not None):
+        large = (settings.retries.tries if settings.retries else 1) * (2 if settings.hedge else 1)
+    return 1 + settings.repair, large
+
+
+def _dearest(price: PriceSettings) -> PriceSettings:
+    """The price at which no cached prompt makes an answer dearer than expected."""
+    if price.cached is None or price.cached <= price.input:
+        return price
+    return price.model_copy(update={"input": price.cached})
+
+
+def _cost_of_one(asked: Asked, call: Call, settings: ServeSettings) -> float:
+    price = _price_of(asked, settings)
+    if asked.usage:
+        return price.cost_usd(asked.usage)
+    if _cost_nothing(asked):
+        return 0.0
+    return _dearest(price).cost_usd(_worst(asked, call))
+
+
+def _tokens_of_one(asked: Asked, call: Call) -> int:
+    usage = asked.usage
+    if usage:
+        return int(usage.get("prompt_tokens") or 0) + int(usage.get("completion_tokens") or 0)
+    return 0 if _cost_nothing(asked) else sum(_worst(asked, call).values())
+
+
+def _worst(asked: Asked, call: Call) -> dict[str, int]:
+    answer = completion_bound(call)
+    more = answer + _REPAIR_TOKENS if asked.by == "repair" else 0
+    return {"prompt_tokens": prompt_bound(call.body) + more, "completion_tokens": answer}
+
+
+def _cost_nothing(asked: Asked) -> bool:
+    """A question that was refused (4xx) was never read by a model; after any other fault nobody knows."""
+    return asked.fault == "context_length_exceeded" or (asked.fault or "").startswith("4")
 
 
 def _price_of(asked: Asked, settings: ServeSettings) -> PriceSettings:
     large = settings.large
-    if large is not None and (asked.by in ("large", "sample") or asked.model == large.model):
-        return large.price
-    return settings.prices.student
+    if asked.by in _OF_STUDENT or large is None:
+        return settings.prices.student
+    return large.price if asked.by in _OF_LARGE or asked.model == large.model else settings.prices.student
 
 
-def baseline_of(settings: ServeSettings) -> PriceSettings | None:
-    """The price that an answer would have had without the student; None where no large model is named."""
-    return settings.prices.baseline or (settings.large.price if settings.large is not None else None)
+def _bytes_of(message: Json) -> int:
+    content = message.get("content")
+    if isinstance(content, str) and len(message) == 2:
+        return len(content.encode())
+    return len(canonical_json(message).encode())  # parts, a name, tool calls, what a tool answered
 
 
-def saved_usd(call: Call, settings: ServeSettings) -> float:
-    """The baseline's price of the answer that was given, less what it cost; 0 without a baseline, may be negative."""
-    price = baseline_of(settings)
-    if price is None or not call.response:
-        return 0.0
-    return price.cost_usd(call.response.get("usage") or {}) - cost_of(call, settings)
+def _tools(body: Json) -> int:
+    """A template may write a tool as indented JSON, in other words than it came."""
+    found = body.get("tools"), body.get("response_format")
+    return sum(2 * len(canonical_json(each).encode()) for each in found if each)

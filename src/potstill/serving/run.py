@@ -20,6 +20,7 @@ from potstill.serving.app import App
 from potstill.serving.authenticate import Keys
 from potstill.serving.capture import CaptureLog, Redact
 from potstill.serving.fleet import Deployment, Fleet
+from potstill.serving.key_store import key_store
 from potstill.serving.meter import Meter
 from potstill.serving.order import ORDER
 from potstill.serving.server import Server
@@ -100,7 +101,8 @@ def _prepared(
     artifact: Path, settings: ServeSettings, name: str, capture_dir: Path, redact: Redact | None
 ) -> Iterator[tuple[Server, SupervisedEngine, socket.socket]]:
     """Everything that must hold before the first request, and its end in reverse order."""
-    keys = Keys.load(settings.keys)
+    state_dir = Path(settings.state.dir) if settings.state.dir else capture_dir.parent.parent / "state"
+    keys = Keys.load(settings.keys, key_store(settings.state, state_dir))
     refuse_open_door(settings.host, keys)
     served = load_artifact(artifact, settings.format, settings.trust)
     meter = Meter()
@@ -112,7 +114,6 @@ def _prepared(
         if log is not None:
             stack.callback(log.close)
         deployment = Deployment(name or served.digest[:12], served, engine)
-        state_dir = Path(settings.state.dir) if settings.state.dir else capture_dir.parent.parent / "state"
         server = Server(Fleet(deployment), settings, ORDER, keys=keys, meter=meter, log=log, state_dir=state_dir)
         yield server, engine, listening
 

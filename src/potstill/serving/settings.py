@@ -8,10 +8,12 @@ from pydantic import Field
 
 from potstill.recipe import PathText, Section
 from potstill.serving.breaker import BreakerSettings
+from potstill.serving.budget_settings import BudgetsSettings
 from potstill.serving.caches.settings import CacheSettings
 from potstill.serving.guards.settings import FilterSettings, ScreenSettings
 from potstill.serving.large import LargeSettings
 from potstill.serving.large_model import HedgeSettings, RetrySettings
+from potstill.serving.limits_settings import LimitsSettings
 from potstill.serving.names import VariableName
 from potstill.serving.prices import PricesSettings
 from potstill.serving.routing import CanarySettings, DirectSettings, EscalateSettings, ShadowSettings
@@ -47,6 +49,8 @@ class ServeSettings(Section):
     capture: Annotated[CaptureSettings | None, Field(description="null: nothing is captured")] = CaptureSettings()
     state: StateSettings = StateSettings()
     cache: Annotated[CacheSettings | None, Field(description="answers given again")] = None
+    limits: Annotated[LimitsSettings | None, Field(description="how often a key may ask")] = None
+    budgets: Annotated[BudgetsSettings | None, Field(description="what a key and a tenant may spend")] = None
     prices: PricesSettings = PricesSettings()
     large: Annotated[LargeSettings | None, Field(description="the large model behind the student")] = None
     breaker: Annotated[BreakerSettings | None, Field(description="of the large model; null: none")] = BreakerSettings()

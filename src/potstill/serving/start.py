@@ -162,5 +162,8 @@ def refuse_open_door(host: str, keys: Keys) -> None:
         loopback = False  # a name may resolve to anything
     if not loopback and not keys.names:
         raise RecipeError(
-            [f"serve.host: {host!r} can be reached from outside and serve.keys is empty; name keys or use 127.0.0.1"]
+            [
+                f"serve.host: {host!r} can be reached from outside and no key is asked for; "
+                "make one (potstill keys add, or serve.keys), or use 127.0.0.1"
+            ]
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from pydantic import Field
 
@@ -12,7 +12,10 @@ from potstill.recipe import PathText, Section
 from potstill.serving.names import VariableName
 
 if TYPE_CHECKING:
+    from redis import Redis as BlockingRedis
     from redis.asyncio import Redis
+
+Client = TypeVar("Client")
 
 
 class StateSettings(Section):
@@ -31,13 +34,32 @@ class StateSettings(Section):
         """
         if self.redis is None:
             return None
-        url = os.environ.get(self.redis, "")
+        from redis.asyncio import Redis
+        from redis.asyncio.retry import Retry
+        from redis.backoff import NoBackoff
+
+        # The client by itself would try again three times, seconds apart.
+        return self._client(Redis, timeout_s, Retry(NoBackoff(), 0))
+
+    def connect_blocking(self, timeout_s: float = 1.0) -> BlockingRedis | None:
+        """The same for a thread of its own or a command."""
+        if self.redis is None:
+            return None
+        from redis import Redis
+        from redis.backoff import NoBackoff
+        from redis.retry import Retry
+
+        return self._client(Redis, timeout_s, Retry(NoBackoff(), 0))
+
+    def _client(self, kind: type[Client], timeout_s: float, retry: object) -> Client:
+        url = os.environ.get(self.redis or "", "")
         if not url:
             raise RecipeError([f"serve.state.redis: environment variable {self.redis} is not set; export the URL"])
-        from redis.asyncio import Redis
-
+        maker: Any = kind
         try:
-            client: Redis = Redis.from_url(url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s)
+            client: Client = maker.from_url(
+                url, socket_timeout=timeout_s, socket_connect_timeout=timeout_s, retry=retry
+            )
         except ValueError as fault:
             raise RecipeError([f"serve.state.redis: {self.redis} holds no Redis URL ({fault})"]) from fault
         return client
