@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from potstill.progress import say
+from potstill.serving import admin
 from potstill.serving.answer import chat_completions
 from potstill.serving.authenticate import caller
 from potstill.serving.errors import RequestRefused
@@ -62,6 +63,8 @@ ROUTES: dict[tuple[str, str], Handle] = {
     ("GET", "/healthz"): healthz,
     ("GET", "/readyz"): readyz,
     ("GET", "/metrics"): metrics,
+    ("POST", "/admin/swap"): admin.swap,
+    ("POST", "/admin/reload"): admin.reload,
 }
 PATHS = {path for _, path in ROUTES}
 

@@ -72,8 +72,11 @@ def sha256_of(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
-def caller(http: Http, keys: Keys) -> str:
-    """The name of the caller's key ("" when none are asked for); raises RequestRefused 401."""
+def caller(http: Http, keys: Keys, scope: str = "") -> str:
+    """The name of the caller's key ("" when none are asked for); raises RequestRefused 401.
+
+    A key of the recipe has every scope.
+    """
     if not keys.names:
         return ""
     scheme, _, secret = http.header(b"authorization").partition(" ")

@@ -1,0 +1,80 @@
+"""A server put together from its settings, in whichever process answers; and the HTTP server in front of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import uvicorn
+
+from potstill.records import Json
+from potstill.redaction import Redactor, redaction_key
+from potstill.serving.app import App
+from potstill.serving.authenticate import Keys
+from potstill.serving.capture import CaptureLog, Redact
+from potstill.serving.fleet import Fleet
+from potstill.serving.meter import Meter
+from potstill.serving.order import ORDER
+from potstill.serving.server import Place, Server
+from potstill.serving.settings import ServeSettings
+
+
+def redact_exchange(line: Json, key: bytes = b"") -> Json:
+    """An exchange or feedback line redacted by itself, its placeholders those that `distill` gives under this key."""
+    return Redactor(key=key).exchange(line)
+
+
+def state_folder(settings: ServeSettings, capture_dir: Path) -> Path:
+    return Path(settings.state.dir) if settings.state.dir else capture_dir.parent.parent / "state"
+
+
+def assemble(
+    settings: ServeSettings,
+    fleet: Fleet,
+    capture_dir: Path,
+    *,
+    keys: Keys | None = None,
+    redact: Redact | None = None,
+    worker: Place | None = None,
+) -> Server:
+    """A server before this fleet; whoever asked for it closes its log."""
+    meter = Meter()
+    log = capture_log(settings, capture_dir, meter, redact)
+    server = Server(
+        fleet, settings, ORDER, keys=keys or Keys.load(settings.keys), meter=meter, log=log,
+        state_dir=state_folder(settings, capture_dir), worker=worker,
+    )  # fmt: skip
+    server.open_log = lambda fresh: capture_log(fresh, capture_dir, meter, redact)
+    return server
+
+
+def capture_log(settings: ServeSettings, capture_dir: Path, meter: Meter, redact: Redact | None) -> CaptureLog | None:
+    wanted = settings.capture
+    if wanted is None:
+        return None
+    folder = Path(wanted.dir) if wanted.dir else capture_dir
+    redact = redact or partial(redact_exchange, key=redaction_key(folder.parent))
+    return CaptureLog(
+        folder, meter, sample=wanted.sample, durable=wanted.durable, redact=redact if wanted.redact else None
+    )
+
+
+class Listener(uvicorn.Server):
+    """uvicorn, which leaves the signals to us: it raises them again when it has drained, before lines are written."""
+
+    def __init__(self, server: Server) -> None:
+        config = uvicorn.Config(App(server), log_level="warning", access_log=False, lifespan="on", backlog=4096)
+        super().__init__(config)
+        self._potstill = server
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def end(self) -> None:
+        """Accept nothing more, give requests in flight `drain_s`, then close; a second time: close at once."""
+        self.config.timeout_graceful_shutdown = max(1, round(self._potstill.settings.drain_s))
+        self.force_exit = self.should_exit
+        self.should_exit = True

@@ -1,0 +1,179 @@
+"""One of several processes that answer: `python -m potstill.serving.worker --wire FD --listen FD`.
+
+The engines are the parent's, and so is the decision which version answers; it comes over the wire. The listening
+socket is the parent's too: while a worker is replaced, connections wait in the queue that all workers share.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from potstill.contract import Contract
+from potstill.errors import PotstillError
+from potstill.records import Json
+from potstill.serving.assemble import Listener, assemble
+from potstill.serving.backends import Address, Backend, Borrowed
+from potstill.serving.errors import RequestRefused
+from potstill.serving.fleet import Deployment, Fleet
+from potstill.serving.server import Place, Prepared
+from potstill.serving.settings import ServeSettings
+from potstill.serving.start import Served
+from potstill.serving.wire import Wire
+
+
+def deployment_of(told: Json) -> Deployment:
+    """A version as the parent describes it; its files were verified there."""
+    folder = Path(told["folder"])
+    contract = Contract.read(folder)
+    task, rule = contract.make_task(), contract.make_prompt_rule()
+    served = Served(folder, told["digest"], told["format"], Path(told["model"]), contract, task, rule)
+    at, engine = told["engine"], None
+    if "address" in at:
+        engine = Address(at["address"], at["name"], at["headers"])
+    backend: Backend = engine or Borrowed(at["dialect"], at["url"], at["ready"], at["restarts"])
+    return Deployment(told["name"], served, backend, told["key"])
+
+
+class RemoteControl:
+    """The parent's control, asked over the wire."""
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    async def swap(self, asked: Json) -> Json:
+        return await self._ask({"do": "swap", "asked": asked})
+
+    async def reload(self) -> Json:
+        return await self._ask({"do": "reload"})
+
+    async def start(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def _ask(self, question: Json) -> Json:
+        answer = await self._wire.ask(question)
+        if "refused" in answer:
+            raise RequestRefused(**answer["refused"])
+        done: Json = answer["done"]
+        return done
+
+
+class Worker:
+    """This process: its server, and what the parent may tell it."""
+
+    def __init__(self, ours: socket.socket, listening: socket.socket) -> None:
+        self._wire = Wire(ours, self._told)
+        self._listening = listening
+        self._versions: dict[int, Deployment] = {}
+        self._prepared: Prepared | None = None
+
+    async def run(self) -> None:
+        """Answer until told to stop, or until the parent is gone."""
+        await self._wire.open()
+        boot = await self._wire.first()
+        versions = [(each, self._version(each)) for each in boot["versions"]]
+        fleet = Fleet(*(made for each, made in versions if each["role"] == "current"))
+        for each, made in versions:
+            if each["role"] == "canary":
+                fleet.place_canary(made.key, made)
+        settings = ServeSettings.model_validate(boot["settings"])
+        place = Place(boot["index"], settings.workers, Path(boot["folder"]))
+        self._fleet, self._server = fleet, assemble(settings, fleet, Path(boot["capture_dir"]), worker=place)
+        self._server.control = RemoteControl(self._wire)
+        self._listener = Listener(self._server)
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, self._listener.end)
+        loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C reaches the whole group; the parent decides
+        loop.add_signal_handler(signal.SIGHUP, lambda: None)
+        listening = asyncio.create_task(self._listen())
+        try:
+            await self._listener.serve(sockets=[self._listening])
+        finally:
+            if self._server.log is not None:
+                await asyncio.to_thread(self._server.log.close)
+            listening.cancel()
+            await asyncio.gather(listening, return_exceptions=True)
+
+    async def _listen(self) -> None:
+        await self._wire.listen()
+        self._listener.end()  # the parent is gone, and the engines with it
+
+    def _version(self, told: Json) -> Deployment:
+        """The version of this description, made once."""
+        if told["id"] not in self._versions:
+            self._versions[told["id"]] = deployment_of(told)
+        return self._versions[told["id"]]
+
+    async def _told(self, ask: Json) -> Json:
+        match ask["do"]:
+            case "hello":
+                while not self._listener.started:
+                    await asyncio.sleep(0.01)
+            case "place":
+                fresh = self._version(ask)
+                if ask["role"] == "canary":
+                    self._fleet.place_canary(fresh.key, fresh)
+                else:
+                    self._fleet.place(fresh)
+            case "remove":
+                if ask["role"] == "canary":
+                    self._fleet.place_canary(ask["key"], None)
+                else:
+                    self._fleet.remove(ask["key"])
+            case "drain":
+                old = self._versions.pop(ask["id"], None)
+                if old is not None and old in self._fleet.draining:
+                    await self._fleet.drain(old)
+            case "engines":
+                for each in ask["states"]:
+                    version = self._versions.get(each["id"])
+                    if version is not None and isinstance(version.engine, Borrowed):
+                        version.engine.told(each["url"], each["ready"], each["restarts"])
+            case "prepare" | "take" | "drop":
+                return await self._reload(ask)
+            case "stop":
+                self._listener.end()
+        return {}
+
+    async def _reload(self, ask: Json) -> Json:
+        """Two steps, so that all workers take new settings or none does."""
+        if ask["do"] == "prepare":
+            try:
+                self._prepared = await self._server.prepare(ServeSettings.model_validate(ask["settings"]))
+            except (PotstillError, ValueError, OSError) as fault:
+                return {"fault": str(fault)}
+            return {}
+        prepared, self._prepared = self._prepared, None
+        if prepared is not None and ask["do"] == "take":
+            prepared.take()
+        elif prepared is not None:
+            prepared.drop()
+        return {}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="potstill.serving.worker", description=__doc__)
+    parser.add_argument("--wire", type=int, required=True, help="file descriptor of the wire to the parent")
+    parser.add_argument("--listen", type=int, required=True, help="file descriptor of the listening socket")
+    options = parser.parse_args(argv)
+    ours, listening = socket.socket(fileno=options.wire), socket.socket(fileno=options.listen)
+    with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=_loop) as runner:
+        runner.run(Worker(ours, listening).run())
+    return 0
+
+
+def _loop() -> asyncio.AbstractEventLoop:
+    import uvloop
+
+    return uvloop.new_event_loop()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
