@@ -119,6 +119,8 @@ class RoomControl:
             if not source.registered and not Path(source.address).is_dir():
                 raise RequestRefused(400, f"artifact: {source.address}: no such folder", param="artifact")
             now = await self._room.change(await self._room.resolve(source), source.role)
+        except RequestRefused:
+            raise
         except PotstillError as fault:
             say(f"serve: {source.address} for {source.key} is REFUSED: {fault}; what is served stays")
             raise RequestRefused(409, f"{fault}; what is served stays", code="swap_refused") from fault

@@ -157,8 +157,8 @@ class Fleet:
         except TimeoutError:
             say(f"serve: {old.name} ({old.artifact}) still has {old.held} calls after {within_s:g} s and is ended")
         finally:
-            self._draining.remove(old)
             await self._end(old)
+            self._draining.remove(old)
 
     async def start(self) -> None:
         """Watch every engine from now on."""
