@@ -20,7 +20,7 @@ import pytest
 from potstill.serving.captured import join
 from potstill.serving.run import RunningServer, running_server
 from potstill.serving.settings import CaptureSettings, ServeSettings
-from tests.serving.test_swaps import ask, gone, load, started, swaps_under_load, text, until
+from tests.serving.test_swaps import ask, gone, load, started, swaps_under_load, until
 from tests.serving.versions import BODY, clients, settings, version
 
 JSON = {"content-type": "application/json"}
@@ -174,7 +174,8 @@ def test_a_hang_up_signal_reads_the_recipe_again(tmp_path: Path) -> None:
 
     def write(most: int) -> None:
         recipe.write_text(
-            "name: m\ntask: {kind: generation}\nbase_model: none\ndistill: {sources: [{format: openai_pairs, path: x}]}\n"
+            "name: m\ntask: {kind: generation}\nbase_model: none\n"
+            "distill: {sources: [{format: openai_pairs, path: x}]}\n"
             f"serve: {{port: 0, capture: null, max_body_bytes: {most}, engine: {engine}}}\n"
         )
 
