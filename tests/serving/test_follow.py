@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from potstill.serving.room import Source, sources, wanted_from
 from potstill.serving.run import running_server
 from potstill.serving.settings import ServeSettings
 from potstill.tracking import Tracking, client, default_uri, experiment_id, open_tracking
-from tests.serving.test_swaps import ask, load, text, until
+from tests.serving.test_swaps import ask, gone, load, started, text, until
 from tests.serving.versions import settings, version
 
 
@@ -55,7 +54,8 @@ def test_an_alias_that_moves_swaps_and_one_that_moves_to_a_bad_version_does_not(
         assert until(lambda: text(ask(running)) == "from b", 60)
         assert ask(running).json()["model"] == "m@2"
         api.set_registered_model_alias("m", "champion", numbers[2])
-        time.sleep(3)
+        assert until((tmp_path / "seen-bad.jsonl").exists, 60)
+        assert until(lambda: all(gone(pid) for pid in started(bad)))
         assert text(ask(running)) == "from b"
         api.set_registered_model_alias("m", "champion", numbers[0])  # rollback
         assert until(lambda: ask(running).json()["system_fingerprint"] == load(first), 60)
