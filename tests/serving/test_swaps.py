@@ -210,9 +210,11 @@ def test_settings_are_read_again_without_a_restart_and_what_cannot_be_is_named(t
         assert len(started(folder)) == 2
 
 
-def test_only_json_administers(tmp_path: Path) -> None:
+def test_only_this_machine_administers_a_server_without_keys_and_by_json_alone(tmp_path: Path) -> None:
     folder = version(tmp_path / "v", "an answer")
     with running_server(folder, settings(tmp_path), "m", tmp_path / "c") as running:
+        elsewhere = {"host": "rebound.example:80"}
+        assert httpx.post(f"{running.url}/admin/swap", json={}, headers=elsewhere).status_code == 403
         form = {"content-type": "application/x-www-form-urlencoded"}
         assert httpx.post(f"{running.url}/admin/swap", content=b"{}", headers=form).status_code == 415
         assert httpx.post(f"{running.url}/admin/swap", json=[1]).status_code == 400

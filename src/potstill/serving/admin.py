@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from urllib.parse import urlsplit
 
 import orjson
 
@@ -40,7 +41,7 @@ async def reload(server: Server, http: Http) -> None:
 def allowed(server: Server, http: Http) -> Control:
     """The control, for whoever may have it; raises RequestRefused 401 or 403."""
     name = caller(http, server.keys, "admin")
-    if not name and not _from_here(http):
+    if not name and not (_is_here(_client(http)) and _is_here(_asked_host(http))):
         raise RequestRefused(403, "without keys, only this machine may administer", kind="permission_error")
     # A page in a browser on this machine can send a form anywhere without asking; JSON it cannot.
     if http.header(b"content-type").partition(";")[0].strip().lower() != "application/json":
@@ -50,9 +51,21 @@ def allowed(server: Server, http: Http) -> Control:
     return server.control
 
 
-def _from_here(http: Http) -> bool:
+def _client(http: Http) -> str:
     client = http.scope.get("client")
+    return str(client[0]) if client else ""
+
+
+def _asked_host(http: Http) -> str:
+    """The host that was asked for: a name that a page's owner made resolve to here is another (DNS rebinding)."""
     try:
-        return client is not None and ipaddress.ip_address(client[0]).is_loopback
+        return urlsplit(f"//{http.header(b'host')}").hostname or ""
+    except ValueError:
+        return ""
+
+
+def _is_here(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False

@@ -74,7 +74,6 @@ class Listener(uvicorn.Server):
         yield
 
     def end(self) -> None:
-        """Accept nothing more, give requests in flight `drain_s`, then close; a second time: close at once."""
+        """Accept nothing more, give requests in flight `drain_s`, then close. Safe to call twice."""
         self.config.timeout_graceful_shutdown = max(1, round(self._potstill.settings.drain_s))
-        self.force_exit = self.should_exit
         self.should_exit = True

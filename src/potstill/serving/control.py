@@ -10,6 +10,7 @@ from typing import Protocol
 from potstill.errors import PotstillError
 from potstill.progress import say
 from potstill.records import Json
+from potstill.serving.aside import aside
 from potstill.serving.errors import RequestRefused
 from potstill.serving.fleet import key_of
 from potstill.serving.room import UNNAMED, EngineRoom, Source, sources
@@ -132,7 +133,7 @@ class RoomControl:
                 raise RequestRefused(409, "this server was given its settings by a program: nothing to read again")
             before = self._room.settings
             try:
-                settings = await asyncio.to_thread(self._read)
+                settings = await aside(self._read)
                 fixed = [each for each in FIXED if getattr(settings, each) != getattr(before, each)]
                 settings = settings.model_copy(update={each: getattr(before, each) for each in fixed})
                 found = sources(settings, self._address, self._name)

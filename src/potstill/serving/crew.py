@@ -88,7 +88,7 @@ class Crew:
     async def _keep(self, index: int) -> None:
         """One worker after another in this place, until the end; the first one must come up."""
         pause = 0.0
-        while True:
+        while not self._ending:
             began = monotonic()
             process, wire = await self._spawn(index)
             await self._until_gone(index, process, wire)
@@ -111,6 +111,8 @@ class Crew:
         await wire.open()
         wire.tell(self._boot(index))
         self._processes[index], self._wires[index] = process, wire
+        if self._ending:  # told to end while this one was being started: it was not there to be told
+            process.kill()
         return process, wire
 
     async def _until_gone(self, index: int, process: Process, wire: Wire) -> None:

@@ -9,6 +9,7 @@ from pydantic import Field
 from potstill.recipe import PathText, Section
 from potstill.serving.names import VariableName
 
+# llama.cpp answers between two batches: shorter than the longest prompt takes to be read, and it would be ended for it
 Hung = Annotated[float, Field(gt=0, description="alive but no answer to a health question for so long: replaced")]
 
 
@@ -16,7 +17,7 @@ class LlamaCppSettings(Section):
     """llama.cpp as a child process, for the artifact's GGUF files."""
 
     kind: Literal["llama_cpp"] = "llama_cpp"
-    hung_after_s: Hung = 30.0
+    hung_after_s: Hung = 60.0
 
 
 class VllmSettings(Section):

@@ -16,6 +16,7 @@ from typing import Literal, Protocol
 from potstill.errors import EngineFailure, PotstillError, RecipeError
 from potstill.forgetting.tombstone import heed
 from potstill.progress import say
+from potstill.serving.aside import aside
 from potstill.serving.engine_settings import EngineSettings
 from potstill.serving.fleet import Deployment, Fleet, key_of
 from potstill.serving.memory import free_bytes, shortage
@@ -149,6 +150,8 @@ class EngineRoom:
         self._wanted: dict[tuple[str, Role], Wanted] = {}
         self._changing = asyncio.Lock()
         self._drains: dict[str, asyncio.Task[None]] = {}
+        self._first_canaries: list[Deployment] = []
+        self._stopped = False
 
     def open(self, found: Sequence[Source]) -> Fleet:
         """Start every source's version; raises what is wrong with the first that cannot be, and leaves none behind."""
@@ -174,13 +177,14 @@ class EngineRoom:
             self.fleet.place_canary(each.key, each)
 
     def stop(self) -> None:
-        """End every engine that is ours."""
+        """End every engine that is ours, also one that is starting."""
+        self._stopped = True
         for each in (*self.fleet.every, *self._first_canaries):
             each.engine.stop()
 
     async def resolve(self, source: Source) -> Wanted:
         """What a source names now; raises RecipeError for an address that names nothing."""
-        (found,) = await asyncio.to_thread(self._look_up, [source], True)
+        (found,) = await aside(lambda: self._look_up([source], True))
         return found[0]
 
     def _look_up(self, found: Sequence[Source], strict: bool = False) -> list[tuple[Wanted, Role]]:
@@ -214,6 +218,9 @@ class EngineRoom:
         if lacks:
             raise EngineFailure(f"not enough memory for a second engine: {served.model.name} {lacks}; restart instead")
         engine = start_backend(served, wanted.engine, slots=wanted.slots, threads=wanted.threads)
+        if self._stopped:
+            engine.stop()
+            raise EngineFailure("the server ended while an engine was starting")
         return Deployment(wanted.name or served.digest[:12], served, engine, wanted.key)
 
     async def change(self, wanted: Wanted, role: Role = "current") -> Deployment:
@@ -231,7 +238,7 @@ class EngineRoom:
                 fresh = canary  # promoted: its engine runs already, and has answered
                 del self._wanted[wanted.key, "canary"]
             else:
-                fresh = await asyncio.to_thread(self._deploy, wanted, "swap")
+                fresh = await aside(lambda: self._deploy(wanted, "swap"))
             self._wanted[wanted.key, role] = wanted
             old = self.fleet.place(fresh) if role == "current" else self.fleet.place_canary(wanted.key, fresh)
             await self.followers.placed(fresh, role)

@@ -61,6 +61,7 @@ class Alone:
         await self._listener.serve(sockets=[self._listening])
 
     def end(self) -> None:
+        self._listener.force_exit = self._listener.should_exit  # told twice: whoever waits has lost patience
         self._listener.end()
 
 

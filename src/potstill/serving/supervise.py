@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from potstill.errors import PotstillError
 from potstill.progress import say
+from potstill.serving.aside import aside
 from potstill.serving.backends import Dialect
 from potstill.serving.upstream import Upstream
 
@@ -22,7 +23,7 @@ ASK_EVERY_S = 2.0
 FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 30.0
 STEADY_S = 30.0  # an engine that ran for so long is no part of a crash loop
-HUNG_AFTER_S = 30.0
+HUNG_AFTER_S = 60.0
 
 
 class Child(Protocol):
@@ -34,6 +35,8 @@ class Child(Protocol):
     def alive(self) -> bool: ...
 
     def stop(self) -> None: ...
+
+    def log_tail(self) -> str: ...
 
 
 class SupervisedEngine:
@@ -103,7 +106,7 @@ class SupervisedEngine:
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(max(2 * pause, FIRST_PAUSE_S), LONGEST_PAUSE_S)
                 try:
-                    await asyncio.to_thread(self._replace)
+                    await aside(self._replace)
                     failed = False
                 except PotstillError as fault:
                     failed = True
@@ -116,7 +119,8 @@ class SupervisedEngine:
         if self._engine.alive():
             self._away = True  # no call is sent to an engine that is about to be ended
             return f"runs but has answered no health question for {monotonic() - self._answered:.0f} s"
-        return f"ended (exit code {self._engine.process.returncode})"
+        tail = self._engine.log_tail()[-500:]
+        return f"ended (exit code {self._engine.process.returncode}{f'; its log: {tail}' if tail else ''})"
 
     def _hangs(self) -> bool:
         """Two questions at least: one alone may have met a stall of our own."""

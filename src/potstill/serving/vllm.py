@@ -77,6 +77,13 @@ class VllmServer:
             self.process.wait()
         self.log.unlink(missing_ok=True)
 
+    def log_tail(self) -> str:
+        """The last lines that it wrote."""
+        try:
+            return self.log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip()
+        except OSError:
+            return ""
+
     def _await_health(self, timeout_s: float) -> None:
         import httpx
 
@@ -91,8 +98,7 @@ class VllmServer:
         raise self._failure(f"was not healthy within {timeout_s:g} s")
 
     def _failure(self, what: str) -> EngineFailure:
-        tail = self.log.read_bytes()[-LOG_TAIL_BYTES:].decode(errors="replace").strip() or "nothing"
-        return EngineFailure(f"vLLM for {self.model} {what}; the end of its log: {tail}")
+        return EngineFailure(f"vLLM for {self.model} {what}; the end of its log: {self.log_tail() or 'nothing'}")
 
 
 def _free_port() -> int:

@@ -72,6 +72,7 @@ class Worker:
         self._wire = Wire(ours, self._told)
         self._listening = listening
         self._versions: dict[int, Deployment] = {}
+        self._states: dict[int, Json] = {}
         self._prepared: Prepared | None = None
 
     async def run(self) -> None:
@@ -107,9 +108,17 @@ class Worker:
 
     def _version(self, told: Json) -> Deployment:
         """The version of this description, made once."""
-        if told["id"] not in self._versions:
-            self._versions[told["id"]] = deployment_of(told)
-        return self._versions[told["id"]]
+        number = told["id"]
+        if number not in self._versions:
+            self._versions[number] = deployment_of(told)
+            self._tell(number)
+        return self._versions[number]
+
+    def _tell(self, number: int) -> None:
+        """Where a version's engine is, as the parent last said; it may say so before the version is made here."""
+        version, state = self._versions.get(number), self._states.get(number)
+        if version is not None and state is not None and isinstance(version.engine, Borrowed):
+            version.engine.told(state["url"], state["ready"], state["restarts"])
 
     async def _told(self, ask: Json) -> Json:
         match ask["do"]:
@@ -117,7 +126,7 @@ class Worker:
                 while not self._listener.started:
                     await asyncio.sleep(0.01)
             case "place":
-                fresh = self._version(ask)
+                fresh = await asyncio.to_thread(self._version, ask)  # reads the contract
                 if ask["role"] == "canary":
                     self._fleet.place_canary(fresh.key, fresh)
                 else:
@@ -129,13 +138,13 @@ class Worker:
                     self._fleet.remove(ask["key"])
             case "drain":
                 old = self._versions.pop(ask["id"], None)
+                self._states.pop(ask["id"], None)
                 if old is not None and old in self._fleet.draining:
                     await self._fleet.drain(old)
             case "engines":
                 for each in ask["states"]:
-                    version = self._versions.get(each["id"])
-                    if version is not None and isinstance(version.engine, Borrowed):
-                        version.engine.told(each["url"], each["ready"], each["restarts"])
+                    self._states[each["id"]] = each
+                    self._tell(each["id"])
             case "prepare" | "take" | "drop":
                 return await self._reload(ask)
             case "stop":
