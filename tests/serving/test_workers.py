@@ -201,3 +201,20 @@ def test_a_hang_up_signal_reads_the_recipe_again(tmp_path: Path) -> None:
 def absolute() -> dict[str, str]:
     paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     return os.environ | {"PYTHONPATH": os.pathsep.join(str(Path(each).resolve()) for each in paths if each)}
+
+
+def test_connections_that_wait_at_a_dead_workers_door_are_answered_by_another(tmp_path: Path) -> None:
+    folder = version(tmp_path / "v", "an answer")
+    with running_server(folder, settings(tmp_path, workers=2), "m", tmp_path / "c") as running:
+        assert running.crew is not None
+        running.crew.START = 0
+        for _ in range(3):
+            os.kill(pids(running)[0], signal.SIGKILL)
+            began = time.monotonic()
+            assert [ask(running).status_code for _ in range(12)] == [200] * 12
+            assert time.monotonic() - began < 20
+            assert until(lambda: len(pids(running)) == 2)
+        victim = pids(running)[0]
+        os.kill(victim, signal.SIGTERM)  # told to end by somebody: it drains, another takes its place
+        assert [ask(running).status_code for _ in range(12)] == [200] * 12
+        assert until(lambda: gone(victim) and len(pids(running)) == 2)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import asyncio
+import socket
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 
@@ -61,6 +64,14 @@ def capture_log(settings: ServeSettings, capture_dir: Path, meter: Meter, redact
     )
 
 
+def config_protocol(listener: Listener) -> Callable[[], asyncio.Protocol]:
+    """What uvicorn makes of a connection."""
+    make: Any = listener.config.http_protocol_class
+    return lambda: make(
+        config=listener.config, server_state=listener.server_state, app_state=listener.lifespan.state
+    )  # fmt: skip
+
+
 class Listener(uvicorn.Server):
     """uvicorn, which leaves the signals to us: it raises them again when it has drained, before lines are written."""
 
@@ -72,6 +83,18 @@ class Listener(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         yield
+
+    async def adopt(self, listening: socket.socket) -> asyncio.Server:
+        """Accept on this socket too, as on our own, until the server is closed or `leave` is called with it."""
+        made, config = config_protocol(self), self.config
+        server = await asyncio.get_running_loop().create_server(made, sock=listening, backlog=config.backlog)
+        self.servers.append(server)
+        return server
+
+    def leave(self, server: asyncio.Server) -> None:
+        """Accept there no more; connections that came by it stay."""
+        self.servers.remove(server)
+        server.close()
 
     def end(self) -> None:
         """Accept nothing more, give requests in flight `drain_s`, then close. Safe to call twice."""

@@ -42,12 +42,13 @@ class Crew:
     swap: Callable[[Json], Awaitable[Json]]
     reload: Callable[[], Awaitable[Json]]
 
-    def __init__(self, settings: ServeSettings, capture_dir: Path, listening: socket.socket) -> None:
+    def __init__(self, settings: ServeSettings, capture_dir: Path, listening: list[socket.socket]) -> None:
         self.settings, self._capture_dir, self._listening = settings, capture_dir, listening
         self.room: EngineRoom
         self.restarts = 0
         self._wires: dict[int, Wire] = {}  # of the workers that live, from their first line on
-        self._up: set[int] = set()  # those that have come up, now or before
+        self._up: set[int] = set()  # places that have been filled, now or before
+        self._answering: set[int] = set()  # places that are filled
         self._processes: dict[int, Process] = {}
         self._keepers: list[asyncio.Task[None]] = []
         self._looking: asyncio.Task[None] | None = None
@@ -75,13 +76,15 @@ class Crew:
         self._ending = True
         if self._looking is not None:
             self._looking.cancel()
+        for each in self._listening:
+            each.close()  # who comes now is refused, not kept waiting
         await self._ask_all({"do": "stop"})
         _, late = await asyncio.wait(self._keepers, timeout=self.settings.drain_s + KILL_AFTER_S)
-        for each in self._processes.values():
-            if late and each.returncode is None:
+        for process in self._processes.values():
+            if late and process.returncode is None:
                 say("serve: a worker did not end in time and is killed")
                 with suppress(ProcessLookupError):
-                    each.kill()
+                    process.kill()
         await asyncio.gather(*self._keepers, return_exceptions=True)
         self._folder.cleanup()
 
@@ -102,10 +105,11 @@ class Crew:
     async def _spawn(self, index: int) -> tuple[Process, Wire]:
         ours, theirs = socket.socketpair()
         with theirs:
-            words = ["--wire", str(theirs.fileno()), "--listen", str(self._listening.fileno())]
+            doors = [each.fileno() for each in self._listening]
+            words = ["--wire", str(theirs.fileno()), "--listen", *map(str, doors)]
             process = await asyncio.create_subprocess_exec(
                 sys.executable, "-m", "potstill.serving.worker", *words, env=environment(),
-                stdin=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(), self._listening.fileno()),
+                stdin=asyncio.subprocess.DEVNULL, pass_fds=(theirs.fileno(), *doors),
             )  # fmt: skip
         wire = Wire(ours, self._asked)
         await wire.open()
@@ -120,6 +124,8 @@ class Crew:
         try:
             await asyncio.wait_for(wire.ask({"do": "hello"}), START_S)
             self._up.add(index)
+            self._answering.add(index)
+            await self._ask_all({"do": "release", "index": index})
             await listening
         except (Hung, TimeoutError):
             say(f"serve: worker {index} did not come up")
@@ -127,10 +133,22 @@ class Crew:
             self._wires.pop(index, None)
             listening.cancel()
             wire.close()
+            await self._cover(index)
             if not self._ending:
                 with suppress(ProcessLookupError):
                     process.kill()
             await process.wait()
+
+    async def _cover(self, left: int) -> None:
+        """Have a worker accept in every place that none fills: connections wait there already."""
+        self._answering.discard(left)
+        wire = next((self._wires[each] for each in sorted(self._answering) if each in self._wires), None)
+        if wire is None or self._ending:
+            return
+        for index in range(self.settings.workers):
+            if index not in self._answering:
+                with suppress(Hung):
+                    await wire.ask({"do": "adopt", "index": index})
 
     def _boot(self, index: int) -> Json:
         fleet = self.room.fleet
@@ -200,7 +218,10 @@ class Crew:
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def _asked(self, ask: Json) -> Json:
-        """What an administrator wants, at whichever worker's door."""
+        """What an administrator wants, at whichever worker's door; or that a worker leaves by itself."""
+        if ask["do"] == "leaving":
+            await self._cover(ask["index"])
+            return {}
         try:
             return {"done": await (self.swap(ask["asked"]) if ask["do"] == "swap" else self.reload())}
         except RequestRefused as refused:

@@ -224,13 +224,15 @@ def _opened(
     refuse_open_door(settings.host, keys)
     found = sources(settings, address, name)
     with ExitStack() as stack:
-        listening = stack.enter_context(_listen(settings.host, settings.port))
-        url = _url(listening)
+        doors = _listen_all(settings.host, settings.port, settings.workers)
+        for each in doors:
+            stack.enter_context(each)
+        url = _url(doors[0])
         room = EngineRoom(settings, registry)
         fleet = room.open(found)
         stack.callback(room.stop)
         if several:
-            crew = Crew(settings, capture_dir, listening)
+            crew = Crew(settings, capture_dir, doors)
             control = RoomControl(room, address, name, read, crew.take)
             room.followers = crew
             crew.room, crew.swap, crew.reload = room, control.swap, control.reload
@@ -239,20 +241,32 @@ def _opened(
         server = assemble(settings, fleet, capture_dir, keys=keys, redact=redact)
         stack.callback(lambda: server.log.close() if server.log is not None else None)
         control = server.control = RoomControl(room, address, name, read, server.reload)
-        yield Opened(Alone(server, listening), room, control, url, server, None)
+        yield Opened(Alone(server, doors[0]), room, control, url, server, None)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """A bound socket, so that a taken port is known before an engine is started; it answers once a server listens."""
+def _listen(host: str, port: int, share: bool = False) -> socket.socket:
+    """A bound socket, so that a taken port is known before an engine is started; it answers once a server listens.
+
+    `share` lets others of this user be bound to it besides.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listening = socket.socket(family)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if share:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
         listening.bind((host, port))
     except OSError as fault:
         listening.close()
         raise RecipeError([f"serve.port: {host}:{port} cannot be bound ({fault.strerror}); choose another"]) from fault
     return listening
+
+
+def _listen_all(host: str, port: int, count: int) -> list[socket.socket]:
+    """A bound socket for each worker, all on one port, which nobody else has."""
+    with _listen(host, port) as alone:  # a shared port would be bound although another server has it
+        port = alone.getsockname()[1]
+    return [_listen(host, port, share=count > 1) for _ in range(count)]
 
 
 def _url(listening: socket.socket) -> str:

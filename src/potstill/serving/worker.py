@@ -1,7 +1,9 @@
 """One of several processes that answer: `python -m potstill.serving.worker --wire FD --listen FD`.
 
-The engines are the parent's, and so is the decision which version answers; it comes over the wire. The listening
-socket is the parent's too: while a worker is replaced, connections wait in the queue that all workers share.
+The engines are the parent's, and so is the decision which version answers; it comes over the wire. Each worker has a
+listening socket of its own on the same port (SO_REUSEPORT: the kernel spreads connections evenly, where a socket that
+all accept from gave 47 of 64 to one of two). The parent holds them open, so that a connection which waits for a worker
+that has died is not lost; another worker adopts the socket until the place is filled again.
 """
 
 from __future__ import annotations
@@ -68,9 +70,10 @@ class RemoteControl:
 class Worker:
     """This process: its server, and what the parent may tell it."""
 
-    def __init__(self, ours: socket.socket, listening: socket.socket) -> None:
+    def __init__(self, ours: socket.socket, listening: list[socket.socket]) -> None:
         self._wire = Wire(ours, self._told)
         self._listening = listening
+        self._adopted: dict[int, asyncio.Server] = {}
         self._versions: dict[int, Deployment] = {}
         self._states: dict[int, Json] = {}
         self._prepared: Prepared | None = None
@@ -90,12 +93,12 @@ class Worker:
         self._server.control = RemoteControl(self._wire)
         self._listener = Listener(self._server)
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGTERM, self._listener.end)
+        loop.add_signal_handler(signal.SIGTERM, self._end)
         loop.add_signal_handler(signal.SIGINT, lambda: None)  # Ctrl-C reaches the whole group; the parent decides
         loop.add_signal_handler(signal.SIGHUP, lambda: None)
         listening = asyncio.create_task(self._listen())
         try:
-            await self._listener.serve(sockets=[self._listening])
+            await self._listener.serve(sockets=[self._listening[boot["index"]].dup()])
         finally:
             if self._server.log is not None:
                 await asyncio.to_thread(self._server.log.close)
@@ -104,7 +107,24 @@ class Worker:
 
     async def _listen(self) -> None:
         await self._wire.listen()
-        self._listener.end()  # the parent is gone, and the engines with it
+        self._end()  # the parent is gone, and the engines with it
+
+    def _end(self) -> None:
+        """Drain and end; who comes to our socket meanwhile is another worker's, if there is one."""
+        for each in self._listening:
+            each.close()
+        self._listener.end()
+        if not self._wire.closed:
+            self._leaving = asyncio.ensure_future(self._wire.ask({"do": "leaving", "index": self._server.worker.index}))
+            self._leaving.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def _adopt(self, index: int) -> None:
+        if index not in self._adopted and not self._listener.should_exit:
+            self._adopted[index] = await self._listener.adopt(self._listening[index].dup())
+
+    def _release(self, index: int) -> None:
+        if (server := self._adopted.pop(index, None)) is not None and not self._listener.should_exit:
+            self._listener.leave(server)
 
     def _version(self, told: Json) -> Deployment:
         """The version of this description, made once."""
@@ -147,8 +167,12 @@ class Worker:
                     self._tell(each["id"])
             case "prepare" | "take" | "drop":
                 return await self._reload(ask)
+            case "adopt":
+                await self._adopt(ask["index"])
+            case "release":
+                self._release(ask["index"])
             case "stop":
-                self._listener.end()
+                self._end()
         return {}
 
     async def _reload(self, ask: Json) -> Json:
@@ -170,9 +194,9 @@ class Worker:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="potstill.serving.worker", description=__doc__)
     parser.add_argument("--wire", type=int, required=True, help="file descriptor of the wire to the parent")
-    parser.add_argument("--listen", type=int, required=True, help="file descriptor of the listening socket")
+    parser.add_argument("--listen", type=int, nargs="+", required=True, help="those of every worker's listening socket")
     options = parser.parse_args(argv)
-    ours, listening = socket.socket(fileno=options.wire), socket.socket(fileno=options.listen)
+    ours, listening = socket.socket(fileno=options.wire), [socket.socket(fileno=each) for each in options.listen]
     with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=_loop) as runner:
         runner.run(Worker(ours, listening).run())
     return 0
