@@ -17,11 +17,12 @@ from typing import Any
 import httpx
 import pytest
 
+from potstill.serving import crew as crew_module
 from potstill.serving.captured import join
 from potstill.serving.run import RunningServer, running_server
 from potstill.serving.settings import CaptureSettings, ServeSettings
-from tests.serving.test_swaps import ask, gone, load, started, swaps_under_load, until
-from tests.serving.versions import BODY, clients, settings, version
+from tests.serving.test_swaps import ask, gone, load, started, swaps_under_load, text, until
+from tests.serving.versions import BODY, clients, settings, swapped, version
 
 JSON = {"content-type": "application/json"}
 
@@ -218,3 +219,17 @@ def test_connections_that_wait_at_a_dead_workers_door_are_answered_by_another(tm
         os.kill(victim, signal.SIGTERM)  # told to end by somebody: it drains, another takes its place
         assert [ask(running).status_code for _ in range(12)] == [200] * 12
         assert until(lambda: gone(victim) and len(pids(running)) == 2)
+
+
+def test_a_worker_that_stands_still_holds_no_swap_up_and_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew_module, "STUCK_S", 3.0)
+    monkeypatch.setattr(crew_module, "ASK_EVERY_S", 0.5)
+    first, second = version(tmp_path / "a", "from a"), version(tmp_path / "b", "from b")
+    with running_server(first, settings(tmp_path, workers=2), "m", tmp_path / "c") as running:
+        stuck = pids(running)[0]
+        os.kill(stuck, signal.SIGSTOP)
+        assert asyncio.run(swapped(running.url, artifact=str(second))).status_code == 200
+        assert until(lambda: gone(stuck) and len(pids(running)) == 2, 60)
+        assert until(lambda: {text(ask(running)) for _ in range(10)} == {"from b"}, 30)

@@ -33,6 +33,8 @@ from potstill.serving.wire import Hung, Wire
 LOOK_EVERY_S = 0.1
 START_S = 120.0
 LONGEST_PAUSE_S = 10.0
+ASK_EVERY_S = 2.0
+STUCK_S = 30.0  # a worker that says nothing for so long stands still
 KILL_AFTER_S = 5.0  # beyond the time for requests in flight
 
 
@@ -51,7 +53,7 @@ class Crew:
         self._answering: set[int] = set()  # places that are filled
         self._processes: dict[int, Process] = {}
         self._keepers: list[asyncio.Task[None]] = []
-        self._looking: asyncio.Task[None] | None = None
+        self._looking: list[asyncio.Task[None]] = []
         self._numbers: dict[Deployment, int] = {}
         self._last_number = 0
         self._ending = False
@@ -69,13 +71,13 @@ class Crew:
                 await self.stop()
                 raise EngineFailure("a worker did not start; what it said stands above")
             await asyncio.sleep(0.02)
-        self._looking = asyncio.create_task(self._look())
+        self._looking = [asyncio.create_task(each) for each in (self._look(), self._keep_asking())]
 
     async def stop(self) -> None:
         """Tell the workers to drain and wait for their end; those that take too long are killed."""
         self._ending = True
-        if self._looking is not None:
-            self._looking.cancel()
+        for looking in self._looking:
+            looking.cancel()
         for each in self._listening:
             each.close()  # who comes now is refused, not kept waiting
         await self._ask_all({"do": "stop"})
@@ -147,8 +149,9 @@ class Crew:
             return
         for index in range(self.settings.workers):
             if index not in self._answering:
-                with suppress(Hung):
-                    await wire.ask({"do": "adopt", "index": index})
+                with suppress(Hung, TimeoutError):
+                    async with asyncio.timeout(STUCK_S):
+                        await wire.ask({"do": "adopt", "index": index})
 
     def _boot(self, index: int) -> Json:
         fleet = self.room.fleet
@@ -179,9 +182,29 @@ class Crew:
 
     async def _ask_all(self, question: Json) -> list[Json]:
         """The answers of the workers that live; one that dies meanwhile has nothing to say any more."""
-        asked = [each.ask(question) for each in tuple(self._wires.values())]
-        answers = await asyncio.gather(*asked, return_exceptions=True)
-        return [each for each in answers if isinstance(each, dict)]
+        asked = [self._ask(index, wire, question) for index, wire in tuple(self._wires.items())]
+        return [each for each in await asyncio.gather(*asked) if each is not None]
+
+    async def _ask(self, index: int, wire: Wire, question: Json) -> Json | None:
+        """A worker's answer. One that stands still holds no change up for long: it is killed, and so replaced."""
+        within_s: float | None = STUCK_S if index in self._answering else START_S
+        if question["do"] in ("drain", "stop"):
+            within_s = None  # as long as its calls take, which others bound
+        try:
+            async with asyncio.timeout(within_s):
+                return await wire.ask(question)
+        except TimeoutError:
+            say(f"serve: worker {index} has said nothing for {within_s:g} s and is killed")
+            with suppress(ProcessLookupError):
+                self._processes[index].kill()
+        except Hung:
+            pass
+        return None
+
+    async def _keep_asking(self) -> None:
+        while True:
+            await asyncio.sleep(ASK_EVERY_S)
+            await self._ask_all({"do": "hello"})
 
     async def placed(self, fresh: Deployment, role: Role) -> None:
         await self._ask_all({"do": "place", **self._described(fresh, role)})
