@@ -128,6 +128,7 @@ class Crew:
             self._up.add(index)
             self._answering.add(index)
             await self._ask_all({"do": "release", "index": index})
+            await self._cover()  # another place may have become empty while nobody could adopt it
             await listening
         except (Hung, TimeoutError):
             say(f"serve: worker {index} did not come up")
@@ -135,15 +136,15 @@ class Crew:
             self._wires.pop(index, None)
             listening.cancel()
             wire.close()
-            await self._cover(index)
+            self._answering.discard(index)
+            await self._cover()
             if not self._ending:
                 with suppress(ProcessLookupError):
                     process.kill()
             await process.wait()
 
-    async def _cover(self, left: int) -> None:
+    async def _cover(self) -> None:
         """Have a worker accept in every place that none fills: connections wait there already."""
-        self._answering.discard(left)
         wire = next((self._wires[each] for each in sorted(self._answering) if each in self._wires), None)
         if wire is None or self._ending:
             return
@@ -243,7 +244,8 @@ class Crew:
     async def _asked(self, ask: Json) -> Json:
         """What an administrator wants, at whichever worker's door; or that a worker leaves by itself."""
         if ask["do"] == "leaving":
-            await self._cover(ask["index"])
+            self._answering.discard(ask["index"])
+            await self._cover()
             return {}
         try:
             return {"done": await (self.swap(ask["asked"]) if ask["do"] == "swap" else self.reload())}
