@@ -149,7 +149,7 @@ def test_a_canary_takes_its_share_and_a_conversation_stays_with_one_version() ->
     async def main() -> None:
         async with Scripted(says(said("refund"))) as old, Scripted(says(said("card_lost"))) as new:
             server = serving(old, canary={"share": 0.3})
-            await server.fleet.try_canary(deployment("m@2", new, digest="b"))
+            await server.fleet.set_canary("m", deployment("m@2", new, digest="b"))
             seen = Counter[str]()
             for conversation in range(60):
                 metadata = {"conversation": str(conversation)}
@@ -160,9 +160,9 @@ def test_a_canary_takes_its_share_and_a_conversation_stays_with_one_version() ->
                 seen.update(versions)
             assert 6 <= seen["b" * 12] <= 32
             assert (await asked(server, model="m@2")).text == "card_lost"
-            await server.fleet.promote_canary("m")
+            await server.fleet.swap(server.fleet.canary("m"))
             assert (await asked(server)).text == "card_lost"
-            assert server.fleet.canary_of("m") is None
+            assert server.fleet.canary("m") is None
             await server.fleet.close()
 
     run(main())
@@ -173,13 +173,13 @@ def test_a_canary_that_fails_costs_nobody_an_answer() -> None:
         async with Scripted(says(said("refund"))) as old, Scripted(says(ConnectionResetError())) as new:
             server = serving(old, canary={"share": 1.0})
             trial = deployment("m@2", new, digest="b")
-            await server.fleet.try_canary(trial)
+            await server.fleet.set_canary("m", trial)
             for stream in (False, True):
                 answer = await asked(server, stream=stream)
                 assert (answer.status, answer.headers["x-potstill-artifact"]) == (200, "a" * 12)
                 assert b"refund" in answer.raw
             assert (trial.held, server.current.held) == (0, 0)
-            await server.fleet.end_canary("m")
+            await server.fleet.set_canary("m", None)
             assert (await asked(server)).text == "refund"
             await server.fleet.close()
 
@@ -247,7 +247,7 @@ def test_a_canary_in_shadow_waits_until_no_user_does() -> None:
 
         async with Scripted(say) as student, Scripted(says(said("refund"))) as new:
             server = serving(student, shadow={"candidate": "canary", "share": 1.0})
-            await server.fleet.try_canary(deployment("m@2", new, digest="b"))
+            await server.fleet.set_canary("m", deployment("m@2", new, digest="b"))
             for step in server.plan.steps:
                 await step.start()
             users = [asyncio.create_task(asked(server)) for _ in range(2)]

@@ -10,33 +10,32 @@ from pydantic import ValidationError
 from potstill.commands.recipes import read
 from potstill.errors import RecipeError
 from potstill.safe_names import safe_name
+from potstill.serving.engine_settings import FollowSettings
 from potstill.serving.settings import ServeSettings
 from potstill.yaml_positions import Positioned, apply_overrides
 
 
 def serve_command(arguments: argparse.Namespace) -> int:
-    """Serve an artifact folder, or the artifact of a registered version."""
-    settings, work, uri, name = _settings(arguments)
-    artifact = Path(arguments.artifact)
-    if arguments.artifact.startswith("models:/"):
-        from potstill.tracking import default_uri, open_tracking
-        from potstill.tracking_forgotten import heed_version
-        from potstill.tracking_versions import resolve_model_uri
-
-        tracking = open_tracking(uri or default_uri(work))
-        heed_version(tracking, arguments.artifact, f"serve: {arguments.artifact}")
-        found = resolve_model_uri(tracking, arguments.artifact)
-        artifact = found.artifact
-        name = f"{found.version.model}@{found.version.version}"
-        shipped = str(found.version.tags.get("shipped") or "")
-        if settings.format is None and shipped.startswith("artifact:"):
-            settings = settings.model_copy(update={"format": shipped.removeprefix("artifact:")})
-    from potstill.forgetting.tombstone import heed
+    """Serve an artifact folder, the artifact of a registered version, or several models; read again on SIGHUP."""
+    if arguments.artifact and "=" in arguments.artifact and not Path(arguments.artifact).exists():
+        arguments.overrides, arguments.artifact = [arguments.artifact, *arguments.overrides], None
+    from potstill.serving.registry import Registry
     from potstill.serving.run import serve
 
-    heed(artifact, f"serve: {artifact.name}")
-    serve(artifact, settings, name, capture_folder(work, name))
+    settings, work, uri, name = _settings(arguments)
+    registry = Registry(uri, work)
+    model = _model_of(arguments.artifact or "") or name
+    serve(
+        arguments.artifact, settings, name, capture_folder(work, model),
+        registry=registry, read=lambda: _settings(arguments)[0],
+    )  # fmt: skip
     return 0
+
+
+def _model_of(address: str) -> str:
+    """The registered model that `models:/NAME@ALIAS` means, "" for a folder."""
+    model = address.removeprefix("models:/")
+    return model.partition("@")[0].partition("/")[0] if model != address else ""
 
 
 def capture_folder(work: Path, name: str) -> Path:
@@ -45,6 +44,14 @@ def capture_folder(work: Path, name: str) -> Path:
 
 
 def _settings(arguments: argparse.Namespace) -> tuple[ServeSettings, Path, str | None, str]:
+    """The serve section as it stands written now, the work folder, MLflow's address and the recipe's name."""
+    settings, work, uri, name = _written(arguments)
+    if arguments.follow and settings.follow is None:
+        settings = settings.model_copy(update={"follow": FollowSettings()})
+    return settings, work, uri, name
+
+
+def _written(arguments: argparse.Namespace) -> tuple[ServeSettings, Path, str | None, str]:
     if arguments.recipe:
         overrides = [f"serve.{each}" for each in arguments.overrides]
         recipe, _ = read(arguments.recipe, overrides)

@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from potstill.progress import say
-from potstill.serving import dashboard
+from potstill.serving import admin, dashboard
 from potstill.serving.answer import chat_completions
 from potstill.serving.authenticate import caller
 from potstill.serving.errors import RequestRefused
@@ -65,6 +65,8 @@ ROUTES: dict[tuple[str, str], Handle] = {
     ("GET", "/metrics"): metrics,
     ("GET", "/dashboard"): dashboard.page,
     ("GET", "/dashboard.json"): dashboard.numbers,
+    ("POST", "/admin/swap"): admin.swap,
+    ("POST", "/admin/reload"): admin.reload,
 }
 PATHS = {path for _, path in ROUTES}
 

@@ -36,53 +36,50 @@ def saved_usd(call: Call, settings: ServeSettings) -> float:
     return baseline.cost_usd(call.response.get("usage") or {}) - cost_of(call, settings)
 
 
-def tokens_of(call: Call) -> int:
+def tokens_of(call: Call, settings: ServeSettings) -> int:
     """Tokens of everything that was asked for this call, prompts and answers; bounds where usage is unknown."""
-    return sum(_tokens_of_one(each, call) for each in call.asked)
+    return sum(_tokens_of_one(each, call, settings) for each in call.asked)
 
 
 @dataclass(frozen=True, slots=True)
 class Most:
-    """What a call can come to at most: every model that its way may ask, each as often as it may, at full length.
+    """What a call can come to at most: every model that its way may ask, each as often as it may, at full length."""
 
-    `prompt_usd` and `answer_usd` are dollars a million tokens over all those questions.
-    """
-
-    questions: int
-    prompt_usd: float
-    answer_usd: float
+    student_times: int
+    student: PriceSettings
+    large_times: int
+    large: PriceSettings
+    large_tokens: int
     repairs: bool
-    repair_usd: float
 
     @classmethod
     def of(cls, settings: ServeSettings) -> Most:
         """Worked out once for settings."""
         student, large = _questions(settings)
-        asked = [(student, _dearest(settings.prices.student))]
-        asked += [(large, _dearest(settings.large.price))] if settings.large is not None else []
-        return cls(
-            student + large,
-            sum(times * price.input for times, price in asked),
-            sum(times * price.output for times, price in asked),
-            settings.repair,
-            asked[0][1].input,
-        )
+        price = settings.large.price if settings.large is not None else PriceSettings()
+        tokens = settings.large.max_tokens if settings.large is not None else 0
+        return cls(student, _dearest(settings.prices.student), large, _dearest(price), tokens, settings.repair)
 
     def usd(self, call: Call) -> float:
         prompt, answer = prompt_bound(call.body), completion_bound(call)
-        repair = (answer + _REPAIR_TOKENS) * self.repair_usd if self.repairs else 0.0
-        return (prompt * self.prompt_usd + answer * self.answer_usd + repair) / 1e6
+        cost = self.student_times * (prompt * self.student.input + answer * self.student.output)
+        if self.large_times:
+            answer_of_large = completion_bound(call, self.large_tokens)
+            cost += self.large_times * (prompt * self.large.input + answer_of_large * self.large.output)
+        repair = (answer + _REPAIR_TOKENS) * self.student.input if self.repairs else 0.0
+        return (cost + repair) / 1e6
 
     def tokens(self, call: Call) -> int:
-        answer = completion_bound(call)
+        prompt, answer = prompt_bound(call.body), completion_bound(call)
         repair = answer + _REPAIR_TOKENS if self.repairs else 0
-        return self.questions * (prompt_bound(call.body) + answer) + repair
+        large = self.large_times * (prompt + completion_bound(call, self.large_tokens)) if self.large_times else 0
+        return self.student_times * (prompt + answer) + large + repair
 
 
-def completion_bound(call: Call) -> int:
-    """Tokens of the answers to one question at most; to be set as `max_tokens` wherever the client set none."""
+def completion_bound(call: Call, unset: int = 0) -> int:
+    """Tokens of the answers to one question at most; `unset` where the client set none (0: what the contract says)."""
     body = call.body
-    asked = body.get("max_completion_tokens") or body.get("max_tokens")
+    asked = body.get("max_completion_tokens") or body.get("max_tokens") or unset
     asked = asked or (call.model.served.contract.max_tokens if call.deployment is not None else 0)
     return int(asked) * int(body.get("n") or 1)
 
@@ -119,18 +116,19 @@ def _cost_of_one(asked: Asked, call: Call, settings: ServeSettings) -> float:
         return price.cost_usd(asked.usage)
     if _cost_nothing(asked):
         return 0.0
-    return _dearest(price).cost_usd(_worst(asked, call))
+    return _dearest(price).cost_usd(_worst(asked, call, settings))
 
 
-def _tokens_of_one(asked: Asked, call: Call) -> int:
+def _tokens_of_one(asked: Asked, call: Call, settings: ServeSettings) -> int:
     usage = asked.usage
     if usage:
         return int(usage.get("prompt_tokens") or 0) + int(usage.get("completion_tokens") or 0)
-    return 0 if _cost_nothing(asked) else sum(_worst(asked, call).values())
+    return 0 if _cost_nothing(asked) else sum(_worst(asked, call, settings).values())
 
 
-def _worst(asked: Asked, call: Call) -> dict[str, int]:
-    answer = completion_bound(call)
+def _worst(asked: Asked, call: Call, settings: ServeSettings) -> dict[str, int]:
+    of_large = settings.large is not None and _is_large(asked, settings)
+    answer = completion_bound(call, settings.large.max_tokens if of_large and settings.large else 0)
     more = answer + _REPAIR_TOKENS if asked.by == "repair" else 0
     return {"prompt_tokens": prompt_bound(call.body) + more, "completion_tokens": answer}
 
@@ -141,10 +139,15 @@ def _cost_nothing(asked: Asked) -> bool:
 
 
 def _price_of(asked: Asked, settings: ServeSettings) -> PriceSettings:
-    large = settings.large
-    if asked.by in _OF_STUDENT or large is None:
-        return settings.prices.student
-    return large.price if asked.by in _OF_LARGE or asked.model == large.model else settings.prices.student
+    if settings.large is not None and _is_large(asked, settings):
+        return settings.large.price
+    return settings.prices.student
+
+
+def _is_large(asked: Asked, settings: ServeSettings) -> bool:
+    if asked.by in _OF_STUDENT or settings.large is None:
+        return False
+    return asked.by in _OF_LARGE or asked.model == settings.large.model
 
 
 def _bytes_of(message: Json) -> int:

@@ -21,6 +21,9 @@ class LargeSettings(Section):
     model: str
     key: Annotated[VariableName | None, Field(description="NAME of the environment variable with its key")] = None
     price: PriceSettings = PriceSettings()
+    max_tokens: Annotated[
+        int, Field(ge=1, description="of an answer where the client set none; what a model thinks first counts")
+    ] = 2048
     timeout_s: Annotated[float, Field(gt=0)] = 30.0
 
     def address(self) -> Address:

@@ -108,9 +108,10 @@ class LargeModel:
         breaker: Breaker | None = None,
         retries: RetrySettings | None = None,
         hedge: HedgeSettings | None = None,
+        max_tokens: int | None = None,
         draw: Callable[[], float] = random.random,
     ) -> None:
-        self.address, self.breaker = address, breaker
+        self.address, self.breaker, self._max_tokens = address, breaker, max_tokens
         self._timeout_s, self._retries, self._hedge, self._draw = timeout_s, retries, hedge, draw
         self._again = Allowance(retries.budget, retries.reserve) if retries else None
         self._twice = Allowance(hedge.share, 1) if hedge else None
@@ -127,7 +128,7 @@ class LargeModel:
             breaker = Breaker(settings.breaker) if settings.breaker else None
             known = cls._known[server] = cls(
                 address, timeout_s=settings.large.timeout_s, breaker=breaker, retries=settings.retries,
-                hedge=settings.hedge,
+                hedge=settings.hedge, max_tokens=settings.large.max_tokens,
             )  # fmt: skip
         return known
 
@@ -137,6 +138,8 @@ class LargeModel:
         Every question that was put, answered or not, is written to `account`.
         """
         body = body | {"model": self.address.model}
+        if self._max_tokens is not None and not (body.get("max_tokens") or body.get("max_completion_tokens")):
+            body["max_completion_tokens"] = self._max_tokens
         if self._again is not None:
             self._again.asked()
         tries = 0

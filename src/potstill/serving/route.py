@@ -33,7 +33,7 @@ class Route(Step):
     async def before(self, call: Call) -> None:
         """Fill `call.deployment`; raises RequestRefused 404."""
         current = self._fleet.of(call.body["model"])
-        canary = self._fleet.canary_of(current.name)
+        canary = self._fleet.canary(current.name)
         if canary is not None and self._takes(call, canary):
             self._meter.canary.labels("took").inc()
             current = canary
@@ -50,7 +50,7 @@ class Route(Step):
     async def failed(self, call: Call, refused: RequestRefused) -> None:
         """The current version's answer where the canary gave none; raises nothing."""
         canary = call.model
-        if refused.status < 500 or self._fleet.canary_of(canary.name) is not canary:
+        if refused.status < 500 or self._fleet.canary(canary.name) is not canary:
             return
         self._meter.canary.labels("failed").inc()
         _hold(call, self._fleet.of(canary.name))

@@ -10,6 +10,7 @@ from potstill.recipe import PathText, Section
 from potstill.serving.breaker import BreakerSettings
 from potstill.serving.budget_settings import BudgetsSettings
 from potstill.serving.caches.settings import CacheSettings
+from potstill.serving.engine_settings import EngineSettings, FollowSettings, LlamaCppSettings, ModelSettings
 from potstill.serving.guards.settings import FilterSettings, ScreenSettings
 from potstill.serving.large import LargeSettings
 from potstill.serving.large_model import HedgeSettings, RetrySettings
@@ -69,6 +70,13 @@ class ServeSettings(Section):
     dashboard: Annotated[bool, Field(description="keep twenty minutes of numbers for /dashboard")] = True
     trust: Annotated[TrustSettings | None, Field(description="serve only what this key signed")] = None
     format: Annotated[str | None, Field(description="file of the artifact, as gguf-q8_0; unset: the smallest")] = None
+    engine: EngineSettings = LlamaCppSettings()
+    models: dict[str, ModelSettings] = Field(
+        default_factory=dict, description="several models by name, each with its engine"
+    )
+    follow: Annotated[FollowSettings | None, Field(description="swap when an alias of models:/ moves")] = None
+    workers: Annotated[int, Field(ge=1, le=256, description="processes that answer; they share the engines")] = 1
+    drain_s: Annotated[float, Field(ge=0, description="for requests in flight when the server is told to end")] = 10.0
     slots: Annotated[int, Field(ge=1, le=256, description="requests decoded together")] = 4
     threads: Annotated[int | None, Field(ge=1, description="of the engine; unset: every core")] = None
     max_body_bytes: Annotated[int, Field(ge=1)] = 1_000_000

@@ -116,7 +116,7 @@ class Shadow(Step):
         deadline = monotonic() + self._settings.timeout_s
         if self._large is not None:
             return await self._large.ask(body_of(call), deadline, [], "shadow")
-        candidate = self._server.fleet.canary_of(call.model.name)
+        candidate = self._server.fleet.canary(call.model.name)
         if candidate is None or candidate is call.model:
             return None
         candidate.hold()

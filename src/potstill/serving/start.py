@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 
+from potstill.canaries import Canary, read_canaries
 from potstill.contract import Contract, first_difference, golden_differences
 from potstill.engine import Engine
 from potstill.errors import EngineFailure, ManifestMismatch, ParityMismatch, RecipeError
@@ -21,11 +22,17 @@ from potstill.prompt import PromptRule
 from potstill.records import Json
 from potstill.safe_names import inside
 from potstill.serving.authenticate import Keys
+from potstill.serving.backends import Address, Backend
+from potstill.serving.checks import Peer, ask_canaries, check_peer
+from potstill.serving.engine_settings import AddressSettings, EngineSettings, LlamaCppSettings, VllmSettings
+from potstill.serving.supervise import SupervisedEngine
+from potstill.serving.vllm import VllmServer
 from potstill.signing import TrustSettings, refuse_untrusted
 from potstill.tasks import Task
 
 FindVersion = Callable[[str, str], Path]
 _WARM_UP_TIMEOUT_S = 120.0
+_LLAMA_CPP = LlamaCppSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +46,7 @@ class Served:
     contract: Contract
     task: Task
     rule: PromptRule
+    canaries: tuple[Canary, ...] = ()
 
 
 def resolve(address: str, find_version: FindVersion | None = None) -> Path:
@@ -53,17 +61,20 @@ def resolve(address: str, find_version: FindVersion | None = None) -> Path:
     return find_version(name, alias)
 
 
-def load_artifact(folder: Path, format: str | None = None, trust: TrustSettings | None = None) -> Served:
+def load_artifact(
+    folder: Path, format: str | None = None, trust: TrustSettings | None = None, engine: EngineSettings = _LLAMA_CPP
+) -> Served:
     """Read and verify the folder; raises ManifestMismatch (naming the file) or ParityMismatch (no contract).
 
-    With `trust`, raises Untrusted unless that key signed exactly these files.
+    The format is one that `engine` can load. With `trust`, raises Untrusted unless that key signed exactly these files.
     """
     refuse_untrusted(folder, trust)
     manifest = read_manifest(folder, "artifact", verify=True)
-    chosen, file = _choose(folder, manifest, format)
+    chosen, file = _choose(folder, manifest, format) if engine.kind == "llama_cpp" else _choose_folder(manifest, format)
     contract = Contract.read(folder)
     task, rule = contract.make_task(), contract.make_prompt_rule()
-    return Served(folder, manifest.digest, chosen, inside(folder, file), contract, task, rule)
+    canaries = read_canaries(folder, chosen)
+    return Served(folder, manifest.digest, chosen, inside(folder, file), contract, task, rule, canaries)
 
 
 def _choose(folder: Path, manifest: Manifest, wanted: str | None) -> tuple[str, str]:
@@ -86,15 +97,69 @@ def _choose(folder: Path, manifest: Manifest, wanted: str | None) -> tuple[str, 
     return wanted, files[wanted]
 
 
+def _choose_folder(manifest: Manifest, wanted: str | None) -> tuple[str, str]:
+    """As `_choose` for an engine that loads folders."""
+    formats: dict[str, Json] = manifest.facts.get("formats") or {}
+    sizes = {
+        name: sum(int(at["size_bytes"]) for file, at in manifest.files.items() if file.startswith(f"{each['file']}/"))
+        for name, each in formats.items()
+        if each.get("engine", "llama_cpp") != "llama_cpp"
+    }
+    found = {name: size for name, size in sizes.items() if size}
+    if wanted is None and found:
+        wanted = min(found, key=lambda name: found[name])
+    if wanted not in found:
+        has = ", ".join(sorted(found)) or "none"
+        asked = f"found {wanted!r}" if wanted else "none is named"
+        raise RecipeError(
+            [f"serve.format: {asked}; of the folders that vLLM loads this artifact has {has}; export safetensors-bf16"]
+        )
+    return wanted, str(formats[wanted]["file"])
+
+
 def _for_vllm(folder: Path, wanted: str, formats: dict[str, Json], files: dict[str, str]) -> RecipeError:
     """What to do with a folder that llama.cpp cannot load."""
     choice = f"choose {', '.join(sorted(files))}" if files else "export a gguf format too"
     return RecipeError(
         [
             f"serve.format: {wanted} is a folder for vLLM, and this server runs llama.cpp; start it with "
-            f"`vllm serve {folder / str(formats[wanted]['file'])}`, or {choice}"
+            f"`vllm serve {folder / str(formats[wanted]['file'])}` or set serve.engine.kind=vllm, or {choice}"
         ]
     )
+
+
+def start_backend(served: Served, settings: EngineSettings, *, slots: int, threads: int | None) -> Backend:
+    """What answers for this artifact, warm and checked; raises EngineFailure, ParityMismatch or RecipeError."""
+    if isinstance(settings, VllmSettings):
+        engine, hung = settings, settings.hung_after_s
+        start = lambda: start_vllm(served, engine)  # noqa: E731
+        return SupervisedEngine(start, dialect="vllm", probe="/health", hung_after_s=hung)
+    if isinstance(settings, AddressSettings):
+        return find_address(served, settings)
+    return SupervisedEngine(
+        lambda: start_engine(served, slots=slots, threads=threads), hung_after_s=settings.hung_after_s
+    )
+
+
+def start_vllm(served: Served, settings: VllmSettings) -> VllmServer:
+    """A warm vLLM that agrees with the contract; leaves none behind where it does not."""
+    server = VllmServer.start(served.model, served.contract.window, settings)
+    try:
+        check_peer(Peer.of_vllm(server.url), served.contract, served.canaries)
+    except BaseException:
+        server.stop()
+        raise
+    return server
+
+
+def find_address(served: Served, settings: AddressSettings) -> Address:
+    """The address, found to answer as the artifact's contract says."""
+    peer = Peer.at(settings)
+    name = check_peer(peer, served.contract, served.canaries)
+    try:
+        return Address(peer.url, name, peer.headers)
+    except ValueError as fault:
+        raise RecipeError([f"serve.engine.url: {fault}"]) from fault
 
 
 def start_engine(served: Served, *, slots: int, threads: int | None) -> Engine:
@@ -103,6 +168,7 @@ def start_engine(served: Served, *, slots: int, threads: int | None) -> Engine:
     try:
         check_parity(engine, served.contract)
         warm_up(engine, served.contract)
+        ask_canaries(Peer(engine.url, "llama_cpp"), served.contract, served.canaries)
     except BaseException:
         engine.stop()
         raise
