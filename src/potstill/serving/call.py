@@ -14,6 +14,7 @@ from potstill.tasks import Parsed
 
 if TYPE_CHECKING:
     from potstill.serving.fleet import Deployment
+    from potstill.serving.forms import Form
     from potstill.serving.steps import Plan
 
 
@@ -38,7 +39,7 @@ class Call:
     `deployment` is the version that answers, held until the call ends; `answered_by` says what did: `engine`, a cache,
     the large model. `asked` holds every question that was put to a model for it, each of which costs. `tenant` is whose
     data this is: nothing of one tenant ever reaches another. `marks` is for what a step keeps from one moment to the
-    next, under its own name.
+    next, under its own name. `form` is another shape than chat in which the request came and its answer goes.
     """
 
     http: Http
@@ -59,6 +60,7 @@ class Call:
     parsed: Parsed | None = None
     status: int = 200
     marks: dict[str, Any] = field(default_factory=dict)
+    form: Form | None = None
 
     @property
     def time(self) -> str:
@@ -73,6 +75,11 @@ class Call:
     @property
     def stream(self) -> bool:
         return bool(self.body.get("stream"))
+
+    @property
+    def choices(self) -> int:
+        """How many answers were asked for."""
+        return int(self.body.get("n") or 1)
 
     @property
     def wants_usage(self) -> bool:

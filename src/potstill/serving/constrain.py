@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from potstill.completers.openai_form import llama_constraint
 from potstill.contract import Contract
-from potstill.records import Json, canonical_json
+from potstill.records import Json
 from potstill.serving.call import Call
 from potstill.serving.errors import RequestRefused
+from potstill.serving.schema_equality import same_schema
 from potstill.serving.steps import Step
 from potstill.tasks import Constraint
 
@@ -69,7 +70,7 @@ def _refuse_what_the_task_is_not(body: Json, wanted: Json, constraint: Constrain
         if kind == "json_object":
             return
         given: Any = (wanted.get("json_schema") or {}).get("schema")
-        if kind == "json_schema" and canonical_json(given) == canonical_json(constraint.schema):
+        if kind == "json_schema" and same_schema(given, constraint.schema):
             return
     raise RequestRefused(
         400,

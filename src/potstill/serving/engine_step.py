@@ -120,11 +120,14 @@ class Question:
 
 
 def as_chunks(response: Json) -> Iterator[Json]:
-    """A whole answer as the two chunks of a stream."""
-    choice = response["choices"][0]
+    """A whole answer as the chunks of a stream, two a choice."""
     head = {"created": response.get("created")}
-    yield head | {"choices": [{"index": 0, "delta": _as_delta(choice["message"]), "finish_reason": None}]}
-    yield head | {"choices": [{"index": 0, "delta": {}, "finish_reason": choice.get("finish_reason")}]}
+    for choice in response["choices"]:
+        index = choice.get("index", 0)
+        first = {"index": index, "delta": _as_delta(choice["message"]), "finish_reason": None}
+        first |= {"logprobs": choice["logprobs"]} if choice.get("logprobs") else {}
+        yield head | {"choices": [first]}
+        yield head | {"choices": [{"index": index, "delta": {}, "finish_reason": choice.get("finish_reason")}]}
 
 
 def _as_delta(message: Message) -> Message:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
+from urllib.parse import parse_qsl
 
 import orjson
 
@@ -41,6 +42,19 @@ class Http:
     @property
     def path(self) -> str:
         return str(self.scope["path"])
+
+    @property
+    def last_segment(self) -> str:
+        """The part of the path behind its last slash."""
+        return self.path.rpartition("/")[2]
+
+    def segment(self, at: int) -> str:
+        """A part of the path between slashes: `/v1/files/x/content` has x at 3."""
+        return self.path.split("/")[at]
+
+    def query(self) -> dict[str, str]:
+        """The query string, the last value of each name."""
+        return dict(parse_qsl(self.scope.get("query_string", b"").decode("latin-1"), max_num_fields=32))
 
     def header(self, name: bytes) -> str:
         """The value of a header by its lower-case name; "" where it was not sent."""

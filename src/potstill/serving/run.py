@@ -23,6 +23,7 @@ from potstill.serving.capture import CaptureLog, Redact
 from potstill.serving.fleet import Deployment, Fleet
 from potstill.serving.meter import Meter
 from potstill.serving.order import ORDER
+from potstill.serving.patience import patient_protocol
 from potstill.serving.server import Server
 from potstill.serving.settings import ServeSettings
 from potstill.serving.start import load_artifact, refuse_open_door, start_engine
@@ -149,6 +150,7 @@ def _capture_log(settings: ServeSettings, capture_dir: Path, meter: Meter, redac
 
 def _uvicorn(server: Server) -> uvicorn.Server:
     config = uvicorn.Config(
-        App(server), log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=_DRAIN_S
-    )
+        App(server), log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=_DRAIN_S,
+        http=patient_protocol(server.settings.input.read_timeout_s),
+    )  # fmt: skip
     return uvicorn.Server(config)

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from potstill.recipe import PathText, Section
+from potstill.serving.input_settings import InputSettings
 from potstill.serving.large import LargeSettings
 from potstill.serving.names import VariableName
 from potstill.serving.prices import PricesSettings
@@ -44,4 +45,5 @@ class ServeSettings(Section):
     threads: Annotated[int | None, Field(ge=1, description="of the engine; unset: every core")] = None
     max_body_bytes: Annotated[int, Field(ge=1)] = 1_000_000
     request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    input: InputSettings = InputSettings()
     constrain: Annotated[bool, Field(description="write only what the task calls a valid answer")] = True
