@@ -9,6 +9,7 @@ from potstill.progress import say
 from potstill.records import Json
 from potstill.serving.answer import chat_completions, completions
 from potstill.serving.authenticate import caller
+from potstill.serving.batches import api as batches
 from potstill.serving.embeddings import embeddings
 from potstill.serving.errors import RequestRefused
 from potstill.serving.feedback import accept_feedback
@@ -79,6 +80,7 @@ ROUTES: dict[tuple[str, str], Handle] = {
     ("POST", "/v1/embeddings"): embeddings,
     ("GET", "/v1/models"): models,
     ("GET", "/v1/models/*"): model,
+    **batches.ROUTES,
     ("POST", "/v1/feedback"): feedback,
     ("GET", "/healthz"): healthz,
     ("GET", "/readyz"): readyz,

@@ -55,9 +55,7 @@ async def stream_choices(call: Call, engine: Backend, timeout_s: float) -> Async
 
 def _questions(call: Call, engine: Backend, timeout_s: float) -> list[Question]:
     seed = call.upstream.get("seed")
-    bodies = [
-        call.upstream | ({"seed": (seed + at) % 2**32} if seed is not None else {}) for at in range(call.choices)
-    ]
+    bodies = [call.upstream | ({"seed": (seed + at) % 2**32} if seed is not None else {}) for at in range(call.choices)]
     return [Question(engine, body, call.started + timeout_s, timeout_s) for body in bodies]
 
 

@@ -15,6 +15,7 @@ from potstill.serving import (
     validate_input,
     validate_output,
 )
+from potstill.serving.batches import runner as batches
 
 ORDER = (
     authenticate.make,
@@ -26,4 +27,5 @@ ORDER = (
     validate_output.make,
     meter.make,
     capture.make,
+    batches.make,  # no part of the way: it lives beside it
 )

@@ -17,6 +17,7 @@ from potstill.serving.errors import RequestRefused
 
 SLOWEST = 16_384  # bytes of a body a second, below which its client is called slow
 MOST_HEAD = 65_536  # bytes of a request line with its headers
+_HEAD = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
 _REASONS = {400: b"Bad Request", 408: b"Request Timeout", 431: b"Request Header Fields Too Large"}
 
 
@@ -94,6 +95,5 @@ class _Patient(HttpToolsProtocol):
         begun: Any = self.cycle is not None and self.cycle.response_started and not self.cycle.response_complete
         if not begun:
             body = orjson.dumps(RequestRefused(status, message).body())
-            head = b"HTTP/1.1 %d %s\r\ncontent-type: application/json\r\nconnection: close\r\ncontent-length: %d\r\n\r\n"
-            self.transport.write(head % (status, _REASONS[status], len(body)) + body)
+            self.transport.write(_HEAD % (status, _REASONS[status], len(body)) + body)
         self.transport.close()

@@ -7,6 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from potstill.recipe import PathText, Section
+from potstill.serving.batches.settings import BatchSettings
 from potstill.serving.input_settings import InputSettings
 from potstill.serving.large import LargeSettings
 from potstill.serving.names import VariableName
@@ -46,4 +47,5 @@ class ServeSettings(Section):
     max_body_bytes: Annotated[int, Field(ge=1)] = 1_000_000
     request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     input: InputSettings = InputSettings()
+    batches: Annotated[BatchSettings | None, Field(description="files of requests, answered when idle")] = None
     constrain: Annotated[bool, Field(description="write only what the task calls a valid answer")] = True

@@ -99,9 +99,7 @@ def _check_tools(asked: ChatRequest, limits: InputSettings) -> None:
     if len(tools) > limits.max_tools:
         raise _too_many("tools", len(tools), limits.max_tools)
     for at, tool in enumerate(tools):
-        if tool.function.parameters and (
-            fault := fault_of_schema(tool.function.parameters, limits.max_schema_bytes)
-        ):
+        if tool.function.parameters and (fault := fault_of_schema(tool.function.parameters, limits.max_schema_bytes)):
             raise _refused(f"tools.{at}.function.parameters", fault)
     choice = asked.tool_choice
     if choice is not None and choice != "none" and not tools:
