@@ -15,6 +15,7 @@ from potstill.serving.errors import RequestRefused
 from potstill.serving.feedback import accept_feedback
 from potstill.serving.fleet import Deployment, key_of
 from potstill.serving.http import Http
+from potstill.serving.openapi import docs, openapi_json
 from potstill.serving.server import Server
 
 Handle = Callable[[Server, Http], Awaitable[None]]
@@ -82,6 +83,8 @@ ROUTES: dict[tuple[str, str], Handle] = {
     ("GET", "/v1/models/*"): model,
     **batches.ROUTES,
     ("POST", "/v1/feedback"): feedback,
+    ("GET", "/openapi.json"): openapi_json,
+    ("GET", "/docs"): docs,
     ("GET", "/healthz"): healthz,
     ("GET", "/readyz"): readyz,
     ("GET", "/metrics"): metrics,

@@ -41,6 +41,7 @@ class Meter:
         self.in_flight = Gauge("potstill_in_flight", "Completions being answered", registry=self.registry)
         self.feedback = Counter("potstill_feedback", "Feedback by kind", ["kind"], registry=self.registry)
         self.captured = Counter("potstill_captured", "Captured lines by outcome", ["outcome"], registry=self.registry)
+        self.truncated = Counter("potstill_truncated", "Left out to fit the window", ["what"], registry=self.registry)
         self.engine_up = Gauge("potstill_engine_up", "1 while the engine answers", registry=self.registry)
         self.engine_restarts = Gauge("potstill_engine_restarts", "Restarts since the start", registry=self.registry)
 

@@ -12,6 +12,7 @@ from potstill.serving import (
     meter,
     prompt_step,
     route,
+    truncate,
     validate_input,
     validate_output,
 )
@@ -22,6 +23,7 @@ ORDER = (
     validate_input.make,
     route.make,
     prompt_step.make,
+    truncate.make,
     constrain.make,
     # here the engine is asked
     validate_output.make,

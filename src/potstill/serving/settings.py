@@ -13,6 +13,7 @@ from potstill.serving.large import LargeSettings
 from potstill.serving.names import VariableName
 from potstill.serving.prices import PricesSettings
 from potstill.serving.state import StateSettings
+from potstill.serving.truncate import TruncateSettings
 from potstill.signing import TrustSettings
 
 KeySource = Annotated[VariableName | PathText, Field(union_mode="left_to_right")]
@@ -47,5 +48,8 @@ class ServeSettings(Section):
     max_body_bytes: Annotated[int, Field(ge=1)] = 1_000_000
     request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
     input: InputSettings = InputSettings()
+    truncate: Annotated[
+        TruncateSettings | None, Field(description="leave out the oldest turns of what is too long; unset: refuse it")
+    ] = None
     batches: Annotated[BatchSettings | None, Field(description="files of requests, answered when idle")] = None
     constrain: Annotated[bool, Field(description="write only what the task calls a valid answer")] = True
