@@ -73,7 +73,8 @@ LLAMA_ONLY = ("cache_prompt", "grammar", "json_schema")
 def body_for(backend: Backend, upstream: Json) -> Json:
     """The request in the words of the backend: a schema as `response_format`, no grammar, the address's own model."""
     if backend.dialect == "llama_cpp":
-        return upstream
+        # With tools it takes no grammar but ours, unless it is told not to look for calls itself.
+        return upstream | {"tool_choice": "none"} if "grammar" in upstream and "tools" in upstream else upstream
     body = {key: value for key, value in upstream.items() if key not in LLAMA_ONLY}
     if "json_schema" in upstream:
         schema = {"name": "answer", "schema": upstream["json_schema"], "strict": True}

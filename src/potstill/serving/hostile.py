@@ -3,11 +3,14 @@
 A grammar is made of a schema before a token is written, and an answer is held against it afterwards. What blows up
 there: repetitions within repetitions (`(a+)+`, `(a{1,500}){1,500}`: Davis et al., "The Impact of Regular Expression
 Denial of Service in Practice", 2018), references that multiply ("billion laughs") or lead nowhere, and sheer size.
+Tried on llama.cpp (xllamacpp 2026.10): `minItems` above `maxItems`, and `minLength` above `maxLength`, hang the whole
+engine for good; an enum of 1,000 values costs 1.4 s a token, an object of 900 optional properties 10 s.
 """
 
 from __future__ import annotations
 
 import re
+import warnings
 from hashlib import blake2b
 from typing import Any
 
@@ -20,8 +23,10 @@ MOST_NODES = 5_000
 MOST_EXPANDED = 20_000  # nodes once every reference is put in
 MOST_REPEATED = 2_000  # times one thing may be repeated, also through repetitions of its repetition
 MOST_PATTERN = 500  # characters
-MOST_CHOICES = 2_000  # of one enum
-_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+MOST_CHOICES = 500  # of one enum
+MOST_PROPERTIES = 300  # of one object
+_BOUNDS = (("minLength", "maxLength"), ("minItems", "maxItems"), ("minProperties", "maxProperties"))
+_RANGES = (*_BOUNDS, ("minimum", "maximum"), ("minContains", "maxContains"))
 _NAMED = ("properties", "$defs", "definitions", "patternProperties", "dependentSchemas")
 _VALUES = ("enum", "const", "default", "examples", "required")
 _BRACES = re.compile(r"\{([0-9]+)(,([0-9]*))?\}")
@@ -85,10 +90,16 @@ def _walked(schema: Json) -> tuple[int, list[str]]:
 
 
 def _check_keywords(node: Json, refs: list[str]) -> None:
-    for key in _COUNTS:
+    for key in (each for pair in _BOUNDS for each in pair):
         count = node.get(key)
         if isinstance(count, int | float) and count > MOST_REPEATED:
             raise _Hostile(f"{key}: found {count!r}, expected at most {MOST_REPEATED:,}")
+    for low, high in _RANGES:
+        least, most = node.get(low), node.get(high)
+        if isinstance(least, int | float) and isinstance(most, int | float) and least > most:
+            raise _Hostile(f"{low} {least!r} is above {high} {most!r}: nothing can be written")
+    if isinstance(named := node.get("properties"), dict) and len(named) > MOST_PROPERTIES:
+        raise _Hostile(f"properties: {len(named):,} of one object, expected at most {MOST_PROPERTIES}")
     if isinstance(choices := node.get("enum"), list) and len(choices) > MOST_CHOICES:
         raise _Hostile(f"enum: {len(choices):,} values, expected at most {MOST_CHOICES:,}")
     named = node.get("patternProperties")
@@ -162,7 +173,15 @@ def fault_of_pattern(pattern: str) -> str | None:
     """Why this pattern is refused: too long, or repeated within what is repeated, or back-references."""
     if len(pattern) > MOST_PATTERN:
         return f"{len(pattern):,} characters, expected at most {MOST_PATTERN}"
-    return _Scan(pattern).fault()
+    if fault := _Scan(pattern).fault():
+        return fault
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as fault:
+        return f"not a pattern: {fault}"
+    return None
 
 
 class _Scan:
