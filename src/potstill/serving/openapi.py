@@ -108,7 +108,7 @@ def _ref(name: str) -> Json:
 def _operation(summary: str, answer: str, asked: str | None = None, streams: bool = False, *faults: int) -> Json:
     content: Json = {"application/json": {"schema": _ref(answer)}}
     if streams:
-        content["text/event-stream"] = {"schema": {"type": "string"}}
+        content["text/event-stream"] = {}
     refused = {"$ref": "#/components/responses/Refused"}
     statuses = [401, 404, 429, *([400, 413, 422, 502, 503, 504] if asked else []), *faults]
     found: Json = {
@@ -148,19 +148,22 @@ def _paths() -> Json:
     }
 
 
-def _batch_paths() -> Json:
-    query = [
+def _page(most: int) -> list[Json]:
+    return [
         {"name": "after", "in": "query", "schema": _TEXT},
-        {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": 100}},
+        {"name": "limit", "in": "query", "schema": {"type": "integer", "minimum": 1, "maximum": most}},
         {"name": "order", "in": "query", "schema": {"enum": ["asc", "desc"]}},
     ]
+
+
+def _batch_paths() -> Json:
     form = _object(["file", "purpose"], file={"type": "string", "format": "binary"}, purpose={"const": "batch"})
     upload = _operation("Keep a file", "File", None, False, 400, 413)
     upload["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": form}}}
     return {
         "/v1/files": {
             "post": upload,
-            "get": _operation("Files, newest first", "Page", None, False, 400) | {"parameters": query},
+            "get": _operation("Files, newest first", "Page", None, False, 400) | {"parameters": _page(10_000)},
         },
         "/v1/files/{file}": _named(
             "file", get=_operation("One file", "File"), delete=_operation("Delete it", "Deleted", None, False, 409)
@@ -168,7 +171,7 @@ def _batch_paths() -> Json:
         "/v1/files/{file}/content": _named("file", get=_plain("Its content", "application/jsonl", 401, 404, 429)),
         "/v1/batches": {
             "post": _operation("Work on a file", "Batch", "BatchRequest"),
-            "get": _operation("Batches, newest first", "Page", None, False, 400) | {"parameters": query},
+            "get": _operation("Batches, newest first", "Page", None, False, 400) | {"parameters": _page(100)},
         },
         "/v1/batches/{batch}": _named("batch", get=_operation("One batch", "Batch")),
         "/v1/batches/{batch}/cancel": _named("batch", post=_operation("End it early", "Batch", None, False, 409)),

@@ -83,16 +83,15 @@ class Asker:
 
     def __init__(self, server: Server) -> None:
         self._server = server
-        self._of: Plan | None = None
-        self._plan = server.plan
+        self._plans: tuple[Plan, Plan] | None = None
 
     def plan(self) -> Plan:
         """The server's plan of now, without authentication: the key was looked at when the batch was made."""
         now = self._server.plan
-        if now is not self._of:
+        if self._plans is None or self._plans[0] is not now:
             steps = [each for each in now.steps if type(each).__module__ != "potstill.serving.authenticate"]
-            self._of, self._plan = now, Plan.of(steps)
-        return self._plan
+            self._plans = now, Plan.of(steps)
+        return self._plans[1]
 
     async def ask(self, endpoint: str, body: Json, caller: Json) -> tuple[int, str, Json]:
         """Status, id and body of the answer; what may pass (429, 5xx) is tried again after a pause."""

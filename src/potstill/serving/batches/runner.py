@@ -40,7 +40,7 @@ class Batches(Step):
 
     def __init__(self, server: Server, settings: BatchSettings) -> None:
         self.settings = settings
-        self.store = Store(server.state_dir / "batches")
+        self._folder = server.state_dir / "batches"
         self._server, self._asker = server, Asker(server)
         self._task: asyncio.Task[None] | None = None
         self._lock: BinaryIO | None = None
@@ -49,6 +49,7 @@ class Batches(Step):
         self.news = asyncio.Event()
 
     async def start(self) -> None:
+        self.store = await asyncio.to_thread(Store, self._folder)
         self._task = asyncio.create_task(self._work())
 
     async def close(self) -> None:
