@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
 
@@ -184,22 +185,46 @@ def fault_of_pattern(pattern: str) -> str | None:
     return None
 
 
+@dataclass(slots=True)
+class _Group:
+    """What stands between two brackets: does its length vary by repetition, how often does it repeat at most.
+
+    `firsts` are the beginnings of its alternatives: where two are alike, a repetition can read one text in many ways.
+    """
+
+    varies: bool = False
+    times: int = 1
+    firsts: list[str] = field(default_factory=lambda: [""])
+
+    @property
+    def ambiguous(self) -> bool:
+        wild = any(each in (".", "(", "") for each in self.firsts)
+        return len(self.firsts) > 1 and (wild or len(set(self.firsts)) < len(self.firsts))
+
+
 class _Scan:
-    """One pass over a pattern. Of each open group: does its length vary by repetition, and how often at most."""
+    """One pass over a pattern."""
 
     def __init__(self, pattern: str) -> None:
         self.text, self.at = pattern, 0
 
     def fault(self) -> str | None:
-        groups: list[tuple[bool, int]] = [(False, 1)]
+        groups = [_Group()]
         while self.at < len(self.text):
-            char = self.text[self.at]
+            begin, char = self.at, self.text[self.at]
             self.at += 1
-            last = (False, 1)  # what a quantifier behind it would repeat
+            last = _Group()  # what a quantifier behind it would repeat
+            if char == "|":
+                groups[-1].firsts.append("")
+                continue
             if char == "(":
                 if len(groups) > MOST_DEPTH:
                     return f"groups nested more than {MOST_DEPTH} deep"
-                groups.append((False, 1))
+                groups[-1].firsts[-1] = groups[-1].firsts[-1] or "("
+                groups.append(_Group())
+                if self.text.startswith("?P=", self.at):
+                    return "back-references are not supported"
+                self.at += 2 if self.text[self.at : self.at + 2] in ("?:", "?=", "?!") else 0
                 continue
             if char == ")":
                 if len(groups) == 1:
@@ -211,20 +236,22 @@ class _Scan:
                 self.at += 1
             elif char == "[":
                 self._skip_class()
-            if fault := self._quantified(groups, *last):
+            groups[-1].firsts[-1] = groups[-1].firsts[-1] or self.text[begin : self.at]
+            if fault := self._quantified(groups[-1], last):
                 return fault
         return None if len(groups) == 1 else "a group is not closed"
 
-    def _quantified(self, groups: list[tuple[bool, int]], varies: bool, times: int) -> str | None:
+    def _quantified(self, around: _Group, inner: _Group) -> str | None:
         """Put what was read, with its quantifier, into the group around it."""
         least, most = self._quantifier()
-        if varies and (most is None or most > 10):
-            return "a repetition of what is itself repeated, as in (a+)+, can take for ever; write it without"
-        times *= most or 1
+        often = most is None or most > 10
+        if often and (inner.varies or inner.ambiguous):
+            return "a repetition that can read one text in many ways, as (a+)+ or (a|aa)+, can take for ever"
+        times = inner.times * (most or 1)
         if max(least, times) > MOST_REPEATED:
             return f"repeats more than {MOST_REPEATED:,} times"
-        around, around_times = groups[-1]
-        groups[-1] = (around or varies or most is None or most - least > 1, max(around_times, times))
+        around.varies = around.varies or inner.varies or most is None or most - least > 1
+        around.times = max(around.times, times)
         return None
 
     def _quantifier(self) -> tuple[int, int | None]:
