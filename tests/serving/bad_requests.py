@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,10 +96,10 @@ def mutated(draw: random.Random) -> bytes:
             if isinstance(place[key], dict | list) and place[key] and draw.random() < 0.6:
                 place = place[key]
                 continue
-            place[key] = draw.choice(ODD)
+            place[key] = deepcopy(draw.choice(ODD))
             break
         if draw.random() < 0.2 and isinstance(place, dict):
-            place[draw.choice(("x", "grammar", "", "__proto__", "n_probs"))] = draw.choice(ODD)
+            place[draw.choice(("x", "grammar", "", "__proto__", "n_probs"))] = deepcopy(draw.choice(ODD))
     return dumped(body)
 
 
@@ -126,7 +127,7 @@ def schema_of(draw: random.Random, depth: int = 0) -> Any:
     if pick == 7:
         return {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}
     if pick == 8:
-        return draw.choice(ODD)
+        return deepcopy(draw.choice(ODD))
     if pick == 9:
         schema: Any = {"type": "string"}
         for _ in range(draw.choice((3, 40, 300))):
