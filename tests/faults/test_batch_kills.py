@@ -26,7 +26,7 @@ from tests.serving.test_batches import begun, ended, line, lines_of, packed
 
 pytestmark = pytest.mark.faults
 KILLS = int(os.environ.get("POTSTILL_KILLS", "20"))
-LINES = 3_000
+LINES = 8_000
 SLOTS = 4
 
 

@@ -78,6 +78,8 @@ class _Patient(HttpToolsProtocol):
 
     def _look(self) -> None:
         now = self.loop.time()
+        if self.pipeline or self.flow.read_paused:
+            self._since = now  # we do not read: what is missing is not the client's fault
         if self._stalled is not None and now - self._stalled > self.limit_s:
             self.transport.abort()  # what waits would never be read
         elif self._since is not None and now - self._since > self._allowed_s():
