@@ -55,19 +55,26 @@ async def _asked(engine: Backend, body: Json, timeout_s: float) -> Json | None:
                 data = await reply.read()
             finally:
                 reply.close()
-        if reply.status in (404, 405, 501):
-            return None
-        found: Json = orjson.loads(data)
-        if reply.status == 200 and isinstance(found.get("data"), list):
-            return found
     except TimeoutError as fault:
         message = f"no answer within {timeout_s:g} s"
         raise RequestRefused(504, message, kind="server_error", code="timeout") from fault
     except UpstreamFault as fault:
         raise engine_unavailable("the engine went away") from fault
-    except orjson.JSONDecodeError:
-        found = {}
-    message = str((found.get("error") or {}).get("message") or f"status {reply.status}")[:300]
+    if reply.status in (404, 405, 501):
+        return None
+    found = _object(data)
+    if reply.status == 200 and isinstance(found.get("data"), list):
+        return found
+    error = found.get("error")
+    message = str(error.get("message") if isinstance(error, dict) else error or f"status {reply.status}")[:300]
     if 400 <= reply.status < 500:
         raise RequestRefused(400, f"the engine refused: {message}")
     raise RequestRefused(502, f"the engine failed: {message}", kind="server_error", code="engine_error")
+
+
+def _object(data: bytes) -> Json:
+    try:
+        found = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        return {}
+    return found if isinstance(found, dict) else {}
