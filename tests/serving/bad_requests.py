@@ -123,7 +123,7 @@ def schema_of(draw: random.Random, depth: int = 0) -> Any:
     if pick == 5:
         return {"type": draw.choice(("foo", 3, None, [], ["string", "string"], {"a": 1}))}
     if pick == 6:
-        return {"type": "object", "properties": {f"p{at}": {"type": "integer"} for at in range(draw.choice((1, 2000)))}}
+        return {"type": "object", "properties": {f"p{at}": {"type": "integer"} for at in range(draw.choice((1, 500)))}}
     if pick == 7:
         return {"$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}
     if pick == 8:
@@ -135,8 +135,9 @@ def schema_of(draw: random.Random, depth: int = 0) -> Any:
         return schema
     if depth > 3:
         return {}
-    inner = [schema_of(draw, depth + 1) for _ in range(draw.randint(1, 3))]
-    return draw.choice(({"anyOf": inner}, {"type": "object", "properties": {"a": inner[0]}}, {"oneOf": inner * 40}))
+    inner = [schema_of(draw, depth + 1) for _ in range(draw.randint(1, 2))]
+    many = inner * (12 if depth == 0 else 1)  # times itself at every level would be gigabytes of our own making
+    return draw.choice(({"anyOf": inner}, {"type": "object", "properties": {"a": inner[0]}}, {"oneOf": many}))
 
 
 def hostile(draw: random.Random) -> bytes:
@@ -144,7 +145,7 @@ def hostile(draw: random.Random) -> bytes:
     if draw.random() < 0.5:
         body["response_format"] = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
     else:
-        body["tools"] = [tool(schema)] * draw.choice((1, 1, 3, 200))
+        body["tools"] = [tool(schema)] * (draw.choice((1, 1, 3, 200)) if len(dumped(schema)) < 9_000 else 1)
     return dumped(body)
 
 

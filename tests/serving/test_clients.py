@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import random
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,9 +23,11 @@ from pydantic import BaseModel
 from potstill.contract import Contract
 from potstill.prompt import PromptRule
 from potstill.records import Json
+from potstill.serving.hostile import fault_of_schema
 from potstill.serving.input_settings import InputSettings
 from potstill.serving.run import RunningServer, running_server
 from potstill.serving.settings import ServeSettings
+from tests.serving.bad_requests import schema_of
 from tests.serving.conftest import LABELS
 from tests.serving.test_start import copy_of
 
@@ -355,3 +360,24 @@ def test_langchain_binds_tools_and_reads_structured_answers(callers: RunningServ
     assert answer.tool_calls[0]["name"] == "weather"
     reader = langchain.ChatOpenAI(base_url=objects.base_url, **options).with_structured_output(Mood)
     assert isinstance(reader.invoke("The battery died."), Mood)
+
+
+@pytest.mark.slow
+def test_what_the_door_lets_through_neither_hangs_nor_breaks_the_engine(words: RunningServer) -> None:
+    """Schemas that mean harm, drawn by a seed: each is refused, or answered within the time of a request."""
+    draw, seen, statuses, slowest = random.Random(11), set[str](), Counter[int](), 0.0
+    while sum(statuses.values()) < int(os.environ.get("POTSTILL_SCHEMAS", "150")):
+        schema = schema_of(draw)
+        key = json.dumps(schema, sort_keys=True)
+        if not isinstance(schema, dict) or key in seen or fault_of_schema(schema, 64_000):
+            continue
+        seen.add(key)
+        wanted = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+        body = {"model": "m", "messages": HELLO, "max_tokens": 6, "response_format": wanted}
+        began = time.monotonic()
+        reply = httpx.post(f"{words.base_url}/chat/completions", json=body, timeout=60)
+        slowest = max(slowest, time.monotonic() - began)
+        statuses[reply.status_code] += 1
+        assert reply.status_code in (200, 400), (schema, reply.text)
+    print(dict(statuses), f"slowest {slowest:.1f} s")
+    assert httpx.post(f"{words.base_url}/chat/completions", json={"model": "m", "messages": HELLO}).status_code == 200

@@ -78,7 +78,7 @@ class Question:
             while (data := await self._in_time(anext(events, None))) != b"[DONE]":
                 if data is None:
                     raise engine_unavailable("the engine ended in the middle of the answer")
-                chunk = orjson.loads(data)
+                chunk = _chunk_of(data)
                 if "error" in chunk:
                     raise _refusal(502, data)
                 self.answer.add(chunk)
@@ -133,6 +133,17 @@ def as_chunks(response: Json) -> Iterator[Json]:
 def _as_delta(message: Message) -> Message:
     calls = [{"index": at, **each} for at, each in enumerate(message.get("tool_calls") or [])]
     return {**message, "tool_calls": calls} if calls else message
+
+
+def _chunk_of(data: bytes) -> Json:
+    try:
+        chunk = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        chunk = None
+    if not isinstance(chunk, dict):
+        message = f"the engine said {data[:80]!r}, expected a chunk"
+        raise RequestRefused(502, message, kind="server_error", code="engine_error")
+    return chunk
 
 
 def _refusal(status: int, data: bytes) -> RequestRefused:

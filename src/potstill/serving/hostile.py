@@ -37,7 +37,10 @@ _KNOWN_AT_MOST = 4096
 
 def fault_of_schema(schema: Json, most_bytes: int) -> str | None:
     """Why this schema is refused, None where it may pass. The verdict on the last few thousand is remembered."""
-    data = orjson.dumps(schema)
+    try:
+        data = orjson.dumps(schema)
+    except TypeError as fault:
+        return f"not to be written as JSON: {fault}"
     if len(data) > most_bytes:
         return f"a schema of {len(data):,} bytes, expected at most {most_bytes:,}"
     key = blake2b(data, digest_size=16).digest()
