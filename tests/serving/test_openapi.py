@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from tempfile import TemporaryDirectory
 
 import httpx
 import pytest
@@ -54,7 +55,8 @@ def explore(door: MockDoor, examples: int) -> str:
         "--max-examples", str(examples), "--phases", "examples,coverage,fuzzing", "--generation-deterministic",
         "--no-color", "--request-timeout", "30", "--suppress-health-check", "all",
     ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False)
+    with TemporaryDirectory() as folder:  # it keeps a cache where it stands
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1800, check=False, cwd=folder)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
     return done.stdout
 

@@ -168,14 +168,15 @@ class Batches(Step):
         self._freed.set()
 
     async def _answer(self, body: Json, caller: Json, line: Line, results: Results) -> None:
+        """One line; its slot is free once its result is written, so that a kill costs no more lines than slots."""
         try:
             if line.body is None:
                 await results.add(False, error_line(body["id"], line, "invalid_request", line.fault or ""))
                 return
             status, request_id, answer = await self._asker.ask(body["endpoint"], line.body, caller)
+            await results.add(status == 200, result_line(body["id"], line, status, request_id, answer))
         finally:
             self._give_back()
-        await results.add(status == 200, result_line(body["id"], line, status, request_id, answer))
 
     async def _finish(self, owner: str, body: Json, source: Path, results: Results) -> None:
         """The end in the database and the files in the owner's list, at once."""
