@@ -29,6 +29,7 @@ from potstill.serving.engine_step import ask_stream
 from potstill.serving.errors import RequestRefused
 from potstill.serving.fleet import Deployment
 from potstill.serving.http import Http
+from potstill.serving.input_settings import InputSettings
 from potstill.serving.prompt_step import StripInstructions
 from potstill.serving.settings import ServeSettings
 from potstill.serving.start import load_artifact, start_engine
@@ -38,6 +39,7 @@ from potstill.serving.validate_input import check_body
 from potstill.serving.validate_output import ValidateOutput
 
 T = TypeVar("T")
+ONE_CHOICE = InputSettings(max_choices=1)  # an Answer holds one
 MODEL = "student"  # what a request names; there is one model, so nothing depends on it
 
 
@@ -45,7 +47,7 @@ class CheckBody(Step):
     """What `ValidateInput` does once it has read a body."""
 
     async def before(self, call: Call) -> None:
-        check_body(call)
+        check_body(call, ONE_CHOICE)
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"model": "m", "messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
         ({"model": "m", "messages": [{"role": "user", "content": None}]}, "messages.0.content"),
         ({"model": "m", "messages": IMAGE}, "messages.0.content"),
-        ({"model": "m", "messages": HELLO, "n": 2}, "n"),
+        ({"model": "m", "messages": HELLO, "n": 99}, "n"),
         ({"model": "m", "messages": HELLO, "temperature": "hot"}, "temperature"),
         ({"model": "m", "messages": HELLO, "max_tokens": -1}, "max_tokens"),
         ({"model": "m", "messages": HELLO, "grammar": 'root ::= "x"'}, "grammar"),

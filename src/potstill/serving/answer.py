@@ -10,32 +10,44 @@ import orjson
 from potstill.progress import say
 from potstill.records import Json
 from potstill.serving.call import Call
+from potstill.serving.choices import ask_choices, stream_choices
 from potstill.serving.engine_step import as_chunks, ask, ask_stream
 from potstill.serving.errors import RequestRefused
+from potstill.serving.forms import TextForm
 from potstill.serving.http import Http, while_there
 from potstill.serving.passage import Passage
 from potstill.serving.server import Server
 
 DONE = b"data: [DONE]\n\n"
+CHAT = "/v1/chat/completions"
 
 
 async def chat_completions(server: Server, http: Http) -> None:
     """Answer one request; its end is settled and counted however it came."""
-    call = Call(http, server.plan)
+    await answer(server, Call(http, server.plan))
+
+
+async def completions(server: Server, http: Http) -> None:
+    """The same for the older text completions."""
+    await answer(server, Call(http, server.plan, form=TextForm()))
+
+
+async def answer(server: Server, call: Call) -> None:
+    """Take a call all its way. A refusal is answered here; a fault of our own is raised once it is counted."""
     server.meter.in_flight.inc()
     try:
-        with while_there(http):
+        with while_there(call.http):
             await _way(server, call)
     except RequestRefused as refused:
         call.status = refused.status
-        await http.refuse(refused)
+        await call.http.refuse(refused)
     except BaseException:
         call.status = 500
         raise
     finally:
         await _settle(call)
         server.meter.in_flight.dec()
-        server.meter.requests.labels("/v1/chat/completions", call.status).inc()
+        server.meter.requests.labels(call.form.route if call.form else CHAT, call.status).inc()
 
 
 async def _settle(call: Call) -> None:
@@ -66,7 +78,7 @@ async def _way(server: Server, call: Call) -> None:
         await _send(call, as_chunks(shown))
         await _send_rest(call)
     else:
-        await call.http.respond_json(shown)
+        await call.http.respond_json(call.form.whole(shown) if call.form else shown)
 
 
 def _held_back(call: Call) -> bool:
@@ -77,7 +89,8 @@ def _held_back(call: Call) -> bool:
 async def _ask(server: Server, call: Call) -> None:
     """The engine's whole answer, or that of a step that helps where the engine fails."""
     try:
-        await ask(call, call.model.engine, call.engine_timeout_s or server.settings.request_timeout_s)
+        asking = ask if call.choices == 1 else ask_choices
+        await asking(call, call.model.engine, call.engine_timeout_s or server.settings.request_timeout_s)
         call.answered_by = "engine"
     except RequestRefused as refused:
         await _rescue(call, refused)
@@ -111,7 +124,8 @@ def head(call: Call, kind: str) -> Json:
 
 async def _stream(server: Server, call: Call) -> None:
     """Chunks as they come. Whatever is refused before the first one still gets a status of its own."""
-    chunks = ask_stream(call, call.model.engine, call.engine_timeout_s or server.settings.request_timeout_s)
+    asking = ask_stream if call.choices == 1 else stream_choices
+    chunks = asking(call, call.model.engine, call.engine_timeout_s or server.settings.request_timeout_s)
     async with aclosing(chunks):
         try:
             first = await anext(chunks, None)
@@ -136,30 +150,29 @@ async def _send_all(call: Call, chunks: AsyncGenerator[Json, None], passage: Pas
     begin = _begin_of(call)
     async for chunk in chunks:
         for shown in passage.chunks(chunk):
-            await call.http.write(_event(begin, shown))
+            await call.http.write(_event(call, begin, shown))
 
 
 async def _send(call: Call, chunks: Iterable[Json]) -> None:
     begin = _begin_of(call)
     for chunk in chunks:
-        await call.http.write(_event(begin, chunk))
+        await call.http.write(_event(call, begin, chunk))
 
 
 def _begin_of(call: Call) -> Json:
     return head(call, "chat.completion.chunk") | ({"usage": None} if call.wants_usage else {})
 
 
-def _event(begin: Json, chunk: Json) -> bytes:
-    return b"data: " + orjson.dumps(begin | {"created": chunk.get("created"), "choices": chunk["choices"]}) + b"\n\n"
+def _event(call: Call, begin: Json, chunk: Json) -> bytes:
+    body = begin | {"created": chunk.get("created"), "choices": chunk["choices"]}
+    return b"data: " + orjson.dumps(call.form.event(body) if call.form else body) + b"\n\n"
 
 
 async def _send_rest(call: Call) -> None:
     """Usage where it was asked for, and the mark of a whole answer."""
     if call.wants_usage:
         whole = call.response
-        last = head(call, "chat.completion.chunk") | {
-            "created": whole["created"], "choices": [], "usage": whole["usage"],
-        }  # fmt: skip
-        await call.http.write(b"data: " + orjson.dumps(last) + b"\n\n")
+        chunk = {"created": whole["created"], "choices": []}
+        await call.http.write(_event(call, head(call, "chat.completion.chunk") | {"usage": whole["usage"]}, chunk))
     await call.http.write(DONE)
     await call.http.end()

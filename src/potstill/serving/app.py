@@ -6,12 +6,17 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from potstill.progress import say
+from potstill.records import Json
 from potstill.serving import admin, dashboard
-from potstill.serving.answer import chat_completions
+from potstill.serving.answer import chat_completions, completions
 from potstill.serving.authenticate import caller
+from potstill.serving.batches import api as batches
+from potstill.serving.embeddings import embeddings
 from potstill.serving.errors import RequestRefused
 from potstill.serving.feedback import accept_feedback
+from potstill.serving.fleet import Deployment, key_of
 from potstill.serving.http import Http
+from potstill.serving.openapi import docs, openapi_json
 from potstill.serving.server import Server
 
 Handle = Callable[[Server, Http], Awaitable[None]]
@@ -20,14 +25,29 @@ PROMETHEUS = (b"content-type", b"text/plain; version=0.0.4; charset=utf-8")
 
 async def models(server: Server, http: Http) -> None:
     caller(http, server.keys)
-    data = [
-        {"id": each.name, "object": "model", "created": 0, "owned_by": "potstill", "artifact": each.artifact,
-         "format": each.served.format}
-        for each in server.fleet
-    ]  # fmt: skip
+    data = [_model(each) for each in server.fleet]
     if len(data) == 1:
         http.extra.append((b"x-potstill-artifact", server.current.artifact.encode()))
     await http.respond_json({"object": "list", "data": data})
+
+
+async def model(server: Server, http: Http) -> None:
+    caller(http, server.keys)
+    wanted = http.last_segment
+    for each in server.fleet:
+        if wanted in (each.name, key_of(each.name)):
+            await http.respond_json(_model(each))
+            return
+    names = ", ".join(each.name for each in server.fleet)
+    message = f"model: found {wanted[:100]!r}, served here: {names}"
+    raise RequestRefused(404, message, param="model", code="model_not_found")
+
+
+def _model(each: Deployment) -> Json:
+    return {
+        "id": each.name, "object": "model", "created": 0, "owned_by": "potstill", "artifact": each.artifact,
+        "format": each.served.format,
+    }  # fmt: skip
 
 
 async def feedback(server: Server, http: Http) -> None:
@@ -58,8 +78,14 @@ async def metrics(server: Server, http: Http) -> None:
 
 ROUTES: dict[tuple[str, str], Handle] = {
     ("POST", "/v1/chat/completions"): chat_completions,
+    ("POST", "/v1/completions"): completions,
+    ("POST", "/v1/embeddings"): embeddings,
     ("GET", "/v1/models"): models,
+    ("GET", "/v1/models/*"): model,
+    **batches.ROUTES,
     ("POST", "/v1/feedback"): feedback,
+    ("GET", "/openapi.json"): openapi_json,
+    ("GET", "/docs"): docs,
     ("GET", "/healthz"): healthz,
     ("GET", "/readyz"): readyz,
     ("GET", "/metrics"): metrics,
@@ -69,6 +95,19 @@ ROUTES: dict[tuple[str, str], Handle] = {
     ("POST", "/admin/reload"): admin.reload,
 }
 PATHS = {path for _, path in ROUTES}
+COUNT_THEMSELVES = (chat_completions, completions)  # a stream's outcome is known only at its end
+
+
+def route_of(path: str) -> str | None:
+    """The path as it stands in ROUTES, one segment that varies as `*`; None for a path that leads nowhere."""
+    if path in PATHS:
+        return path if "*" not in path else None
+    parts = path.split("/")
+    if len(parts) < 4 or not parts[3]:
+        return None
+    parts[3] = "*"
+    found = "/".join(parts)
+    return found if found in PATHS else None
 
 
 class App:
@@ -86,13 +125,14 @@ class App:
             await send({"type": "websocket.close", "code": 1000})
 
     async def _answer(self, http: Http) -> None:
-        handle = ROUTES.get((http.method, http.path))
+        route = route_of(http.path)
+        handle = ROUTES.get((http.method, route or ""))
         try:
-            if handle is chat_completions:
-                await chat_completions(self.server, http)  # counts its own: a stream's outcome is known only at its end
+            if handle in COUNT_THEMSELVES:
+                await handle(self.server, http)
                 return
             if handle is None:
-                raise _not_served(http)
+                raise _not_served(http, route)
             await handle(self.server, http)
         except RequestRefused as refused:
             await http.refuse(refused)
@@ -101,8 +141,7 @@ class App:
             if not http.status:
                 await http.refuse(_own_fault())
             raise
-        path = http.path if http.path in PATHS else "other"
-        self.server.meter.requests.labels(path, http.status).inc()
+        self.server.meter.requests.labels(route or "other", http.status).inc()
 
     async def _live(self, receive: Any, send: Any) -> None:
         await receive()
@@ -117,9 +156,13 @@ class App:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def _not_served(http: Http) -> RequestRefused:
-    status = 405 if http.path in PATHS else 404
-    return RequestRefused(status, f"{http.method} {http.path}: not served here", code="not_found")
+def _not_served(http: Http, route: str | None) -> RequestRefused:
+    if route is None:
+        return RequestRefused(404, f"{http.method} {http.path[:200]}: not served here", code="not_found")
+    methods = sorted(method for method, path in ROUTES if path == route)
+    http.extra.append((b"allow", ", ".join(methods).encode()))
+    message = f"{http.method} {http.path[:200]}: not served here; expected {' or '.join(methods)}"
+    return RequestRefused(405, message, code="method_not_allowed")
 
 
 def _own_fault() -> RequestRefused:

@@ -20,6 +20,7 @@ from potstill.serving.fleet import Fleet
 from potstill.serving.key_store import key_store
 from potstill.serving.meter import Meter
 from potstill.serving.order import ORDER
+from potstill.serving.patience import patient_protocol
 from potstill.serving.server import Place, Server
 from potstill.serving.settings import ServeSettings
 
@@ -77,7 +78,10 @@ class Listener(uvicorn.Server):
     """uvicorn, which leaves the signals to us: it raises them again when it has drained, before lines are written."""
 
     def __init__(self, server: Server) -> None:
-        config = uvicorn.Config(App(server), log_level="warning", access_log=False, lifespan="on", backlog=4096)
+        config = uvicorn.Config(
+            App(server), log_level="warning", access_log=False, lifespan="on", backlog=4096,
+            http=patient_protocol(server.settings.input.read_timeout_s),
+        )  # fmt: skip
         super().__init__(config)
         self._potstill = server
 

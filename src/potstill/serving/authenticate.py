@@ -81,6 +81,10 @@ class Keys:
         # Looking up a hash leaks no key by timing: nobody can choose the digits of their key's sha256 one by one.
         return self._all.get(sha256_of(secret))
 
+    def by_hash(self, digest: str) -> Key | None:
+        """The key of this sha256, revoked or expired though it may be."""
+        return self._all.get(digest)
+
     def refresh(self) -> None:
         """Read the stored keys where they have changed; raises KeyStoreAway and keeps what was known."""
         if self.store is None:

@@ -98,7 +98,8 @@ def body_for(backend: Backend, upstream: Json) -> Json:
     A grammar goes to llama.cpp and to vLLM (`structured_outputs`, since 0.12 the only field for it); OpenAI has none.
     """
     if backend.dialect == "llama_cpp":
-        return upstream
+        # With tools it takes no grammar but ours, unless it is told not to look for calls itself.
+        return upstream | {"tool_choice": "none"} if "grammar" in upstream and "tools" in upstream else upstream
     body = {key: value for key, value in upstream.items() if key not in LLAMA_ONLY}
     if "json_schema" in upstream:
         schema = {"name": "answer", "schema": upstream["json_schema"], "strict": True}

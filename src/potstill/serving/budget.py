@@ -108,7 +108,7 @@ class Budget(Step):
             return
         purse, needs, in_usd = found
         usd = ceil(round(cost_of(call, self._serve) * NANO, 3)) if in_usd else 0
-        tokens = tokens_of(call, self._settings) if in_usd < len(needs) else 0
+        tokens = tokens_of(call, self._serve) if in_usd < len(needs) else 0
         purse.settle(needs, [usd] * in_usd + [tokens] * (len(needs) - in_usd))
 
     async def start(self) -> None:

@@ -14,6 +14,7 @@ from potstill.tasks import Parsed
 
 if TYPE_CHECKING:
     from potstill.serving.fleet import Deployment
+    from potstill.serving.forms import Form
     from potstill.serving.steps import Plan
 
 
@@ -40,7 +41,7 @@ class Call:
     the large model. `asked` holds every question that was put to a model for it, each of which costs. `tenant` is whose
     data this is: nothing of one tenant ever reaches another. `engine_timeout_s` is the engine's part of the time, where
     a step keeps the rest for another model. `marks` is for what a step keeps from one moment to the next, under its own
-    name.
+    name. `form` is another shape than chat in which the request came and its answer goes.
     """
 
     http: Http
@@ -62,6 +63,7 @@ class Call:
     parsed: Parsed | None = None
     status: int = 200
     marks: dict[str, Any] = field(default_factory=dict)
+    form: Form | None = None
 
     @property
     def time(self) -> str:
@@ -76,6 +78,11 @@ class Call:
     @property
     def stream(self) -> bool:
         return bool(self.body.get("stream"))
+
+    @property
+    def choices(self) -> int:
+        """How many answers were asked for."""
+        return int(self.body.get("n") or 1)
 
     @property
     def wants_usage(self) -> bool:

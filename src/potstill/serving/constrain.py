@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from potstill.completers.openai_form import llama_constraint
 from potstill.contract import Contract
-from potstill.records import Json, canonical_json
+from potstill.records import Json
 from potstill.serving.call import Call
 from potstill.serving.errors import RequestRefused
+from potstill.serving.schema_equality import same_schema
 from potstill.serving.steps import Step
+from potstill.serving.tool_grammar import call_grammar
 from potstill.tasks import Constraint
 
 if TYPE_CHECKING:
@@ -40,9 +42,22 @@ def constrain(call: Call, contract: Contract, constraint: Constraint | None) -> 
     if constraint is None:
         if wanted.get("type") != "text":
             upstream["response_format"] = wanted
+        if contract.task.get("kind") == "tool_calls" and body.get("tools"):
+            _make_it_call(body, upstream)
         return
     _refuse_what_the_task_is_not(body, wanted, constraint)
     upstream |= llama_constraint(constraint)
+
+
+def _make_it_call(body: Json, upstream: Json) -> None:
+    """Where a call is asked for, nothing else can be written."""
+    choice = body.get("tool_choice")
+    if choice is None or choice in ("none", "auto"):
+        return
+    functions = [each["function"] for each in body["tools"]]
+    if choice != "required":
+        functions = [each for each in functions if each["name"] == choice["function"]["name"]]
+    upstream["grammar"] = call_grammar(functions, several=bool(body.get("parallel_tool_calls")))
 
 
 class Constrain(Step):
@@ -69,7 +84,7 @@ def _refuse_what_the_task_is_not(body: Json, wanted: Json, constraint: Constrain
         if kind == "json_object":
             return
         given: Any = (wanted.get("json_schema") or {}).get("schema")
-        if kind == "json_schema" and canonical_json(given) == canonical_json(constraint.schema):
+        if kind == "json_schema" and same_schema(given, constraint.schema):
             return
     raise RequestRefused(
         400,

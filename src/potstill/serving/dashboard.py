@@ -65,7 +65,7 @@ async def page(server: Server, http: Http) -> None:
 
 async def numbers(server: Server, http: Http) -> None:
     """`GET /dashboard.json?since=NUMBER[&user=ID]`: the points after that one, and what stands now."""
-    caller(http, server.keys)
+    caller(http, server.keys, "metrics")
     query = parse_qs(http.scope.get("query_string", b"").decode("latin-1"))
     since = (query.get("since") or ["0"])[0]
     user = (query.get("user") or [None])[0]

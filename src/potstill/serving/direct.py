@@ -57,6 +57,8 @@ class Direct(Step):
             raise _nobody("the large model's answer is not valid for the task", None)
 
     def _goes(self, call: Call) -> bool:
+        if call.choices > 1:
+            return False
         for rule in self._settings.rules:
             if rule.takes(call):
                 return rule.to == "large"

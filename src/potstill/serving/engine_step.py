@@ -78,7 +78,7 @@ class Question:
             while (data := await self._in_time(anext(events, None))) != b"[DONE]":
                 if data is None:
                     raise engine_unavailable("the engine ended in the middle of the answer")
-                chunk = orjson.loads(data)
+                chunk = _chunk_of(data)
                 if "error" in chunk:
                     raise _refusal(502, data)
                 self.answer.add(chunk)
@@ -120,17 +120,30 @@ class Question:
 
 
 def as_chunks(response: Json) -> Iterator[Json]:
-    """A whole answer as the two chunks of a stream."""
-    choice = response["choices"][0]
+    """A whole answer as the chunks of a stream, two a choice."""
     head = {"created": response.get("created")}
-    told = {"logprobs": choice["logprobs"]} if choice.get("logprobs") else {}
-    yield head | {"choices": [{"index": 0, "delta": _as_delta(choice["message"]), **told, "finish_reason": None}]}
-    yield head | {"choices": [{"index": 0, "delta": {}, "finish_reason": choice.get("finish_reason")}]}
+    for choice in response["choices"]:
+        index = choice.get("index", 0)
+        first = {"index": index, "delta": _as_delta(choice["message"]), "finish_reason": None}
+        first |= {"logprobs": choice["logprobs"]} if choice.get("logprobs") else {}
+        yield head | {"choices": [first]}
+        yield head | {"choices": [{"index": index, "delta": {}, "finish_reason": choice.get("finish_reason")}]}
 
 
 def _as_delta(message: Message) -> Message:
     calls = [{"index": at, **each} for at, each in enumerate(message.get("tool_calls") or [])]
     return {**message, "tool_calls": calls} if calls else message
+
+
+def _chunk_of(data: bytes) -> Json:
+    try:
+        chunk = orjson.loads(data)
+    except orjson.JSONDecodeError:
+        chunk = None
+    if not isinstance(chunk, dict):
+        message = f"the engine said {data[:80]!r}, expected a chunk"
+        raise RequestRefused(502, message, kind="server_error", code="engine_error")
+    return chunk
 
 
 def _refusal(status: int, data: bytes) -> RequestRefused:

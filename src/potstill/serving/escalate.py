@@ -59,7 +59,7 @@ class Escalate(Step):
 
     async def after(self, call: Call) -> None:
         applied: Applied | None = call.marks.get(MARK)
-        if call.answered_by != "engine" or call.http.status:
+        if call.answered_by != "engine" or call.http.status or call.choices > 1:
             return
         reason = self._reason(call, applied)
         if reason is None:

@@ -7,9 +7,10 @@ objects costs about as much as all of our own steps (`benchmarks/gateway` measur
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from types import TracebackType
 from typing import Any
+from urllib.parse import parse_qsl
 
 import orjson
 
@@ -42,6 +43,19 @@ class Http:
     def path(self) -> str:
         return str(self.scope["path"])
 
+    @property
+    def last_segment(self) -> str:
+        """The part of the path behind its last slash."""
+        return self.path.rpartition("/")[2]
+
+    def segment(self, at: int) -> str:
+        """A part of the path between slashes: `/v1/files/x/content` has x at 3."""
+        return self.path.split("/")[at]
+
+    def query(self) -> dict[str, str]:
+        """The query string, the last value of each name."""
+        return dict(parse_qsl(self.scope.get("query_string", b"").decode("latin-1"), max_num_fields=32))
+
     def header(self, name: bytes) -> str:
         """The value of a header by its lower-case name; "" where it was not sent."""
         for key, value in self.scope["headers"]:
@@ -73,6 +87,23 @@ class Http:
                 return bytes(pieces)
             message = await self._receive()
 
+    async def pieces(self, most: int) -> AsyncIterator[bytes]:
+        """The body as it comes; raises RequestRefused 413 behind `most` bytes, or 499 for a client that left."""
+        announced = self.header(b"content-length")
+        if announced.isdigit() and int(announced) > most:
+            raise too_large(most)
+        size = 0
+        while not self.is_read:
+            message = await self._receive()
+            if message["type"] == "http.disconnect":
+                raise RequestRefused(499, "the client went away while sending its request")
+            piece: bytes = message.get("body", b"")
+            size += len(piece)
+            if size > most:
+                raise too_large(most)
+            self.is_read = not message.get("more_body")
+            yield piece
+
     async def respond(self, status: int, body: bytes, headers: Sequence[Header] = (JSON_TYPE,)) -> None:
         """A whole answer."""
         self.status = status
@@ -96,10 +127,14 @@ class Http:
             headers.append((b"retry-after", str(refused.retry_after_s).encode()))
         await self.respond(refused.status, orjson.dumps(refused.body()), headers)
 
+    async def begin(self, status: int, headers: Sequence[Header]) -> None:
+        """The head of an answer that is written piece by piece."""
+        self.status = status
+        await self._send({"type": "http.response.start", "status": status, "headers": [*headers, *self.extra]})
+
     async def begin_events(self) -> None:
         """The head of a stream of server-sent events."""
-        self.status = 200
-        await self._send({"type": "http.response.start", "status": 200, "headers": [*EVENTS, *self.extra]})
+        await self.begin(200, EVENTS)
 
     async def write(self, piece: bytes) -> None:
         await self._send({"type": "http.response.body", "body": piece, "more_body": True})

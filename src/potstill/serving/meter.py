@@ -60,6 +60,7 @@ class Meter:
         self.faults = self._counter("question_faults", "Questions that a model did not answer whole", "by", "code")
         self.invalid = self._counter("invalid_answers", "Answers that the task calls invalid")
         self.unknown = self._counter("unknown_instructions", "Prompts whose system text the prompt rule does not know")
+        self.truncated = self._counter("truncated", "Left out to fit the window", "what")
         self.feedback = self._counter("feedback", "Feedback by kind", "kind")
         self.captured = self._counter("captured", "Captured lines by outcome", "outcome")
         self.latency = self._histogram("request_seconds", "Seconds until all was sent", "streamed", "answered_by")

@@ -25,9 +25,11 @@ from potstill.serving import (
     semantic_cache,
     shadow,
     telemetry,
+    truncate,
     validate_input,
     validate_output,
 )
+from potstill.serving.batches import runner as batches
 
 ORDER = (
     telemetry.make,
@@ -42,6 +44,7 @@ ORDER = (
     budget.make,
     direct.make,
     prompt_step.make,
+    truncate.make,
     constrain.make,
     # here the engine is asked
     prefix_reuse.make,
@@ -53,4 +56,5 @@ ORDER = (
     meter.make,
     dashboard.make,
     capture.make,
+    batches.make,  # no part of the way: it lives beside it
 )

@@ -7,11 +7,13 @@ from typing import Annotated
 from pydantic import Field
 
 from potstill.recipe import PathText, Section
+from potstill.serving.batches.settings import BatchSettings
 from potstill.serving.breaker import BreakerSettings
 from potstill.serving.budget_settings import BudgetsSettings
 from potstill.serving.caches.settings import CacheSettings
 from potstill.serving.engine_settings import EngineSettings, FollowSettings, LlamaCppSettings, ModelSettings
 from potstill.serving.guards.settings import FilterSettings, ScreenSettings
+from potstill.serving.input_settings import InputSettings
 from potstill.serving.large import LargeSettings
 from potstill.serving.large_model import HedgeSettings, RetrySettings
 from potstill.serving.limits_settings import LimitsSettings
@@ -20,6 +22,7 @@ from potstill.serving.prices import PricesSettings
 from potstill.serving.routing import CanarySettings, DirectSettings, EscalateSettings, ShadowSettings
 from potstill.serving.state import StateSettings
 from potstill.serving.telemetry import TelemetrySettings
+from potstill.serving.truncate import TruncateSettings
 from potstill.signing import TrustSettings
 
 KeySource = Annotated[VariableName | PathText, Field(union_mode="left_to_right")]
@@ -81,4 +84,9 @@ class ServeSettings(Section):
     threads: Annotated[int | None, Field(ge=1, description="of the engine; unset: every core")] = None
     max_body_bytes: Annotated[int, Field(ge=1)] = 1_000_000
     request_timeout_s: Annotated[float, Field(gt=0)] = 60.0
+    input: InputSettings = InputSettings()
+    truncate: Annotated[
+        TruncateSettings | None, Field(description="leave out the oldest turns of what is too long; unset: refuse it")
+    ] = None
+    batches: Annotated[BatchSettings | None, Field(description="files of requests, answered when idle")] = None
     constrain: Annotated[bool, Field(description="write only what the task calls a valid answer")] = True

@@ -21,13 +21,17 @@ if TYPE_CHECKING:
 
 
 def validate_output(call: Call, task: Task) -> None:
-    """Fill `call.parsed` and rewrite the answer's message; an invalid answer is passed on as it is, and counted."""
-    choice = call.response["choices"][0]
-    text = task.text_of(choice["message"])
-    call.parsed = task.parse(text, call.body.get("tools") or [])
-    choice["message"] = task.message_of(text)
-    if choice["message"].get("tool_calls"):
-        choice["finish_reason"] = "tool_calls"
+    """Fill `call.parsed` and rewrite the message of every choice; an invalid answer is passed on and counted.
+
+    With several choices `call.parsed` is the first one's.
+    """
+    for at, choice in enumerate(call.response["choices"]):
+        text = task.text_of(choice["message"])
+        parsed = task.parse(text, call.body.get("tools") or [])
+        call.parsed = parsed if at == 0 else call.parsed
+        choice["message"] = task.message_of(text)
+        if choice["message"].get("tool_calls"):
+            choice["finish_reason"] = "tool_calls"
 
 
 async def repair(call: Call, timeout_s: float) -> bool:
@@ -76,7 +80,7 @@ class ValidateAndRepair(ValidateOutput):
     def _reparable(self, call: Call) -> bool:
         if call.parsed is None or call.parsed.valid or call.answered_by != "engine" or call.http.status:
             return False
-        return bool(call.response["choices"][0].get("finish_reason") != "length")
+        return call.choices == 1 and bool(call.response["choices"][0].get("finish_reason") != "length")
 
 
 def make(server: Server) -> Step:
