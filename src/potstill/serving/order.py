@@ -9,6 +9,7 @@ from potstill.serving import (
     authenticate,
     capture,
     constrain,
+    drift_step,
     meter,
     prompt_step,
     route,
@@ -24,6 +25,7 @@ ORDER = (
     constrain.make,
     # here the engine is asked
     validate_output.make,
+    drift_step.make,
     meter.make,
     capture.make,
 )

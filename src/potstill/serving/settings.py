@@ -12,6 +12,7 @@ from potstill.serving.names import VariableName
 from potstill.serving.prices import PricesSettings
 from potstill.serving.state import StateSettings
 from potstill.signing import TrustSettings
+from potstill.watching.settings import DriftSettings
 
 KeySource = Annotated[VariableName | PathText, Field(union_mode="left_to_right")]
 
@@ -38,6 +39,7 @@ class ServeSettings(Section):
     state: StateSettings = StateSettings()
     prices: PricesSettings = PricesSettings()
     large: Annotated[LargeSettings | None, Field(description="the large model behind the student")] = None
+    drift: Annotated[DriftSettings | None, Field(description="watch how far traffic moves from training")] = None
     trust: Annotated[TrustSettings | None, Field(description="serve only what this key signed")] = None
     format: Annotated[str | None, Field(description="file of the artifact, as gguf-q8_0; unset: the smallest")] = None
     slots: Annotated[int, Field(ge=1, le=256, description="requests decoded together")] = 4
