@@ -1,4 +1,4 @@
-"""`potstill watch`: the unattended loop of a recipe. `potstill drift`: captured traffic against the training profile."""
+"""`potstill watch`, the unattended loop of a recipe; `potstill drift`, captured traffic against the profile."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 from weakref import WeakKeyDictionary
 
 import orjson
@@ -60,7 +60,7 @@ class _Note:
 class Gauges:
     """The figures in one registry; made once for it, since a reload makes the step anew."""
 
-    _known: WeakKeyDictionary[CollectorRegistry, Gauges] = WeakKeyDictionary()
+    _known: ClassVar[WeakKeyDictionary[CollectorRegistry, Gauges]] = WeakKeyDictionary()
 
     def __init__(self, registry: CollectorRegistry) -> None:
         of = ["feature", "artifact"]
@@ -192,7 +192,8 @@ class Drift(Step):
 
     def _alarm(self, each: Json, artifact: str) -> None:
         alarm = each["alarm"]
-        say(f"serve: drift: {each['feature']}: {alarm['what']} was {alarm['share_before']:.1%}, is {alarm['share']:.1%}")
+        grown = f"{alarm['what']} was {alarm['share_before']:.1%}, is {alarm['share']:.1%}"
+        say(f"serve: drift: {each['feature']}: {grown}")
         self._gauges.alarms.labels(each["feature"]).inc()
         told = {"artifact": artifact, **each}
         sending = threading.Thread(target=send_all, args=(self._settings.webhooks, "drift", told), daemon=True)

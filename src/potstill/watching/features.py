@@ -13,6 +13,7 @@ import zlib
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from potstill.prompt import INSTRUCTING, joined
@@ -76,7 +77,7 @@ def bin_of(value: float, edges: Sequence[float]) -> int:
 
 def bin_names(edges: Sequence[float]) -> list[str]:
     """`<16`, `16-32`, ..., `>=32768`."""
-    inner = [f"{low:g}-{high:g}" for low, high in zip(edges, edges[1:], strict=False)]
+    inner = [f"{low:g}-{high:g}" for low, high in pairwise(edges)]
     return [f"<{edges[0]:g}", *inner, f">={edges[-1]:g}"]
 
 
@@ -96,7 +97,7 @@ def script_of(text: str) -> str:
 def words_of(text: str) -> list[int]:
     """The hashed words and word pairs of a text: signed feature hashing (Weinberger et al. 2009, ICML)."""
     words = _WORD.findall(text.lower())
-    return [zlib.crc32(each.encode()) for each in (*words, *map(" ".join, zip(words, words[1:], strict=False)))]
+    return [zlib.crc32(each.encode()) for each in (*words, *map(" ".join, pairwise(words)))]
 
 
 @dataclass(frozen=True)

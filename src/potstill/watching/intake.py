@@ -159,8 +159,8 @@ def write_intake(folder: Path, intake: Intake) -> str:
     rows = partial / f"exchanges-{folder.name}.jsonl"
     with rows.open("wb") as stream:
         for each in intake.rows:
-            kept = (each.opinion,) if each.opinion is not None else ()
-            stream.write(orjson.dumps(replace(each.exchange, feedback=kept).to_json(), option=orjson.OPT_APPEND_NEWLINE))
+            let_in = replace(each.exchange, feedback=(each.opinion,) if each.opinion is not None else ())
+            stream.write(orjson.dumps(let_in.to_json(), option=orjson.OPT_APPEND_NEWLINE))
     told = {"looked_at": list(intake.looked_at), "refused": dict(intake.screened.refused), "keys": intake.screened.keys}
     write_atomically(partial / TAKEN, json.dumps(told, ensure_ascii=False, indent=1).encode())
     digest = sha256_file(rows)

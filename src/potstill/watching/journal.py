@@ -70,8 +70,9 @@ class Journal:
                 os.fsync(stream.fileno())
 
     def append(
-        self, kind: str, cycle: int, reason: str, *, inputs: Mapping[str, str] | None = None, figures: Json | None = None
-    ) -> Entry:
+        self, kind: str, cycle: int, reason: str, *, inputs: Mapping[str, str] | None = None,
+        figures: Json | None = None,
+    ) -> Entry:  # fmt: skip
         """Write an entry; it is on the disk when this returns."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         made = Entry(len(self.entries) + 1, now, kind, cycle, reason, dict(inputs or {}), figures or {})

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -138,8 +138,6 @@ class Watcher:
 
     def _refuse(self, intake: Intake) -> bool:
         """Put what was refused where it is not looked at again, and name whose it was."""
-        from dataclasses import replace
-
         folder = self.place.refused(len(self.journal.entries) + 1)
         digest = write_intake(folder, replace(intake, rows=(), looked_at=tuple(intake.screened.refused)))
         keys = [each["key"] for each in intake.screened.keys if each["refused"]]
@@ -188,7 +186,8 @@ class Watcher:
             self._write("train_failed", cycle, f"begun {before} times and never ended")
             return True
         files = self._files(cycle)
-        self._write("train", cycle, f"potstill run, with {len(files)} batches of new traffic", figures={"attempt": before + 1})
+        what = f"potstill run, with {len(files)} batches of new traffic"
+        self._write("train", cycle, what, figures={"attempt": before + 1})
         ended = self.train(files, self.settings.longest_train_h * 3600)
         if ended.fault is not None:
             self._write("train_failed", cycle, ended.fault)
@@ -223,11 +222,13 @@ class Watcher:
             if champion is None:
                 return self._supersede(last, "there is no champion any more")
             figures = {"version": last.figures["version"], "champion": champion, "share": self.settings.canary.share}
-            last = self._write("canary", last.cycle, f"version {last.figures['version']} beside {champion}", figures=figures)
+            what = f"version {last.figures['version']} beside {champion}"
+            last = self._write("canary", last.cycle, what, figures=figures)
         if champion != last.figures["champion"]:
             return self._supersede(last, f"somebody made {champion} champion")
         self.rollout.canary(last.figures["version"], self.settings.canary.share)
-        self._write("canary_began", last.cycle, f"version {last.figures['version']} answers a share", figures=last.figures)
+        what = f"version {last.figures['version']} answers a share"
+        self._write("canary_began", last.cycle, what, figures=last.figures)
         return True
 
     def _judge_canary(self, last: Entry | None) -> bool:
@@ -264,7 +265,8 @@ class Watcher:
                 return self._supersede(last, f"the registry refuses it: {'; '.join(fault.reasons)}")
             except PotstillError as fault:
                 return self._supersede(last, str(fault))
-        self._write("promoted", last.cycle, f"version {version} is champion, {champion} stays ready", figures=last.figures)
+        what = f"version {version} is champion, {champion} stays ready"
+        self._write("promoted", last.cycle, what, figures=last.figures)
         return True
 
     def _hold(self, last: Entry | None) -> bool:

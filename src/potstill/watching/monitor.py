@@ -98,7 +98,8 @@ class Monitor:
         return [self._look(each) for each in self.features.values()]
 
     def _look(self, feature: Feature) -> Json:
-        told: Json = {"feature": feature.name, "against": "training" if feature.name not in LIVE else "its first values"}
+        against = "training" if feature.name not in LIVE else "its first values"
+        told: Json = {"feature": feature.name, "against": against}
         if feature.stream is None or feature.reference is None:
             left = self.settings.settle - sum(feature.settling)
             return told | {"count": sum(feature.settling), "alarm": None, "state": f"settling, {left} to come"}
@@ -112,7 +113,7 @@ class Monitor:
             "evidence_log10": round(evidence / math.log(10), 3),
             "alarm_at_log10": round(limit / math.log(10), 3),
             "alarm": feature.alarmed,
-            "state": "drifted" if feature.alarmed else "as in training" if feature.name not in LIVE else "as before",
+            "state": "drifted" if feature.alarmed else f"as {against}",
         }
 
     def _alarm(self, feature: Feature, which: int, since: int) -> Json:

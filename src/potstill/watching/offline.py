@@ -1,4 +1,4 @@
-"""The figures of `serve.drift` from captured traffic: the same features, streams and promises, whatever the time span."""
+"""The figures of `serve.drift` from captured traffic: the same features, streams and promises, over any time span."""
 
 from __future__ import annotations
 
@@ -98,7 +98,10 @@ def confidence_of(response: Json) -> float | None:
 
 def lines_of(found: Json) -> Iterator[str]:
     """As a table for people."""
-    yield f"{found['exchanges']:,} exchanges against artifact {found['artifact']}; false alarms: {found['alpha']:g} ever"
+    yield (
+        f"{found['exchanges']:,} exchanges, {found['of_this_artifact']:,} answered by artifact {found['artifact']}; "
+        f"chance of any false alarm: {found['alpha']:g} at most"
+    )
     yield f"{'feature':11s} {'counted':>8s} {'PSI':>7s} {'evidence':>9s} {'alarm at':>8s}  state"
     for each in found["features"]:
         psi = "-" if each.get("psi") is None else f"{each['psi']:.3f}"

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from potstill.records import Exchange
 from potstill.tasks import Task
+from potstill.watching.caps import most_of_a_key
 from potstill.watching.intake import UNKNOWN
 from potstill.watching.opinions import judged_right, right_of
 from potstill.watching.proportions import Share
@@ -40,7 +41,7 @@ def live_scores(
 
 def _by_another(exchange: Exchange) -> bool:
     """Whether the large model or a cache gave the answer: it says nothing of the student."""
-    return exchange.metadata.get("answered_by") not in (None, "", "engine")
+    return exchange.metadata.get("answered_by") not in (None, "", "engine", "canary")
 
 
 def _since(time: str | None, since: datetime) -> bool:
@@ -57,10 +58,10 @@ def _key_of(exchange: Exchange, task: Task, keys: Keys) -> str:
 
 
 def _share(judged: list[tuple[str, str, bool]], settings: PoisonSettings) -> Share:
-    most = max(settings.per_key_least, int(settings.per_key_share * len(judged)))
     by_key: dict[str, list[tuple[bytes, bool]]] = defaultdict(list)
     for key, identity, right in judged:
         by_key[key].append((hashlib.sha256(identity.encode()).digest(), right))
+    most = most_of_a_key({key: len(found) for key, found in by_key.items()}, settings)
     counted = [
         right
         for key, found in by_key.items()

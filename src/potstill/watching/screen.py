@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from potstill.records import Json
+from potstill.watching.caps import most_of_a_key
 from potstill.watching.settings import PoisonSettings
 
 if TYPE_CHECKING:
@@ -166,7 +167,8 @@ def _compare(
         bad_rest = sum(bad.values()) - bad[key] + held_back[0]
         p = float(hypergeom.sf(bad[key] - 1, count + rest, bad[key] + bad_rest, count)) if rest else 1.0
         rate_rest = bad_rest / rest if rest else 0.0
-        lines.append({"key": key, "corrections": count, "contradict": bad[key], "elsewhere": round(rate_rest, 4), "p": p})
+        rates = {"contradict": bad[key], "elsewhere": round(rate_rest, 4), "p": p}
+        lines.append({"key": key, "corrections": count, **rates})
     refused: set[str] = set()
     for at, line in enumerate(sorted(lines, key=lambda each: float(each["p"]))):
         if line["p"] * (len(lines) - at) > settings.alpha:
@@ -181,7 +183,7 @@ def _compare(
 
 def _over_the_cap(corrections: Sequence[Correction], settings: PoisonSettings) -> dict[str, str]:
     """What one key gave beyond its share; which of its corrections stay is decided by the hash of their ids."""
-    most = max(settings.per_key_least, int(settings.per_key_share * len(corrections)))
+    most = most_of_a_key(Counter(each.key for each in corrections), settings)
     by_key: dict[str, list[str]] = defaultdict(list)
     for each in corrections:
         if each.key not in settings.trusted:

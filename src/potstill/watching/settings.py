@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field, field_validator
 
-from potstill.recipe import Section
+from potstill.recipe import PathText, Section
 from potstill.serving.names import VariableName
 
 Tolerance = Annotated[float, Field(ge=0, le=0.5)]
@@ -83,7 +83,7 @@ class CanarySettings(Section):
 class WatchSettings(Section):
     """Section `watch`: when to train anew, on what, and within which limits."""
 
-    captured: Annotated[str | None, Field(description="folder of captured traffic; unset: the recipe's own")] = None
+    captured: Annotated[PathText | None, Field(description="folder of captured traffic; unset: the server's")] = None
     every_s: Annotated[float, Field(gt=0)] = 300.0
     new_feedback: Annotated[int | None, Field(ge=1, description="new corrections or approvals that are enough")] = 500
     on_drift: Annotated[bool, Field(description="an alarm is a reason too, given `least_rows`")] = True
