@@ -176,7 +176,8 @@ def test_the_script_is_that_of_most_letters(text: str, script: str) -> None:
 def test_bins_name_every_length_once() -> None:
     names = bin_names(LENGTHS)
     assert len(names) == len(LENGTHS) + 1
-    assert [names[bin_of(each, LENGTHS)] for each in (0, 1, 15, 16, 10**6)] == ["<1", "1-16", "1-16", "16-32", ">=32768"]
+    found = [names[bin_of(each, LENGTHS)] for each in (0, 1, 15, 16, 10**6)]
+    assert found == ["<1", "1-16", "1-16", "16-32", ">=32768"]
 
 
 # Live streams against a profile

@@ -249,7 +249,7 @@ def test_a_watcher_killed_at_any_point_goes_on_and_promotes_once(tmp_path: Path)
                 raise Killed
 
         at = World(folder, SETTINGS, point)
-        at.answer(300, "1", right=0.8)
+        at.answer(210, "1", right=0.8)
         for phase in range(4):
             for _ in range(3):
                 try:
@@ -258,8 +258,8 @@ def test_a_watcher_killed_at_any_point_goes_on_and_promotes_once(tmp_path: Path)
                 except Killed:
                     continue
             if phase == 0:
-                at.answer(600, "2", right=0.92)
-                at.answer(600, "1", right=0.80)
+                at.answer(250, "2", right=0.96)
+                at.answer(250, "1", right=0.80)
             if phase == 1:
                 at.hours = 3
         return at, passed

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 
 from potstill.contract import Contract
@@ -16,7 +17,7 @@ from potstill.prompt import PromptRule
 from potstill.records import Example, Json
 from potstill.tasks import Task, task_from
 from potstill.watching.loop import Place, Watcher
-from potstill.watching.profile import make_profile
+from potstill.watching.profile import Profile, make_profile
 from potstill.watching.rollout import Standing
 from potstill.watching.settings import WatchSettings
 from potstill.watching.training import Trained
@@ -38,7 +39,7 @@ def text_of(at: int) -> tuple[str, str]:
     """A question and the label that follows from one of its words."""
     label = LABELS[at % len(LABELS)]
     word = WORDS[label][at // len(LABELS) % 4]
-    return FRAMES[at // 24 % 4].format(word) + f" number {at}", label
+    return FRAMES[at // 24 % 4].format(word) + f" number {at:07d}", label
 
 
 def task() -> Task:
@@ -55,12 +56,17 @@ def example(at: int) -> Example:
     return Example(f"t{at}", f"t{at}", messages, messages, label, label, label)
 
 
+@cache
+def _profile() -> Profile:
+    return make_profile([example(at) for at in range(600)], task())
+
+
 def artifact_folder(folder: Path, name: str) -> Path:
     """An artifact with a contract and a training profile and no model."""
     folder.mkdir(parents=True)
     (folder / "model.gguf").write_text(name)
     Contract(task().describe(), "", [], PromptRule().to_json(), 16, 128).write(folder)
-    make_profile([example(at) for at in range(600)], task()).write(folder)
+    _profile().write(folder)
     facts = {"formats": {"gguf": {"file": "model.gguf"}}}
     write_manifest(folder, "artifact", settings_passed={}, settings_used={}, inputs=[], facts=facts)
     return folder

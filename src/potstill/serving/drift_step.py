@@ -8,6 +8,7 @@ evidence, sets the gauges and sends what alarms to the webhooks.
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 from collections import OrderedDict, deque
@@ -253,21 +254,20 @@ class Drift(Step):
 
 
 class _Checks:
-    """Which answers the large model is asked about: an even share, at most so many a day, few waiting."""
+    """Which answers the large model is asked about: a share at random, at most so many a day, few waiting."""
 
     def __init__(self, settings: CheckSettings) -> None:
         self._settings = settings
-        self._owed, self._today, self._day = 0.0, 0, -1
+        self._today, self._day = 0, -1
         self.waiting: asyncio.Queue[tuple[Json, Deployment, str]] = asyncio.Queue(20)
 
     def wants(self) -> bool:
         day = int(time.time() // 86_400)
         if day != self._day:
             self._day, self._today = day, 0
-        self._owed += self._settings.share
-        if self._owed < 1 or self._today >= self._settings.most_per_day or self.waiting.full():
+        # drawn, not every n-th: traffic that comes in rounds would be seen at one place of the round alone
+        if random.random() >= self._settings.share or self._today >= self._settings.most_per_day or self.waiting.full():
             return False
-        self._owed -= 1
         self._today += 1
         return True
 

@@ -77,9 +77,10 @@ def screen(
             refused[each.id] = f"key {each.key}: others agree on another answer"
     over = _over_the_cap([each for each in corrections if each.id not in refused], settings)
     kept = tuple(each.id for each in corrections if each.id not in refused and each.id not in over)
+    stayed, owners = set(kept), Counter[str]()
+    owners.update(each.key for each in corrections if each.id in stayed)
     for line in lines:
-        own = [each.id for each in corrections if each.key == line["key"]]
-        line["kept"] = sum(each in set(kept) for each in own)
+        line["kept"] = owners[line["key"]]
     return Screened(kept, refused, over, lines)
 
 
