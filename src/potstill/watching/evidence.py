@@ -3,7 +3,9 @@
 A reference is a finite sample, and traffic is looked at for ever; both are accounted for.
 
 1. From the reference come upper bounds (Clopper & Pearson 1934), valid together (Bonferroni), on the share of every
-   set of categories that is watched: each category, all but one, the rare ones together, both ends of a scale.
+   set of categories that is watched: each category, all but one, the rare ones together, both ends of a scale. And
+   for a change of the whole mix, one bound for all sets at once (Hoeffding 1963 over every subset): at the beginning
+   of each window the set of those that have risen lately is bet on.
 2. "No drift" is the hypothesis that no set's share is above its bound plus a tolerance. Against each set stands a bet
    that its share is larger; what the bets have earned together is an e-process: a non-negative process whose mean is
    at most 1 under the hypothesis, at any stopping time (Ramdas, Grunwald, Vovk & Shafer 2023, Statistical Science
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
 
     Counts = npt.NDArray[np.int64]
     Real = npt.NDArray[np.float64]
+    Set = npt.NDArray[np.bool_]  # of categories
+    Sets = npt.NDArray[np.bool_]  # one a row
 
 RISES = (0.02, 0.05, 0.12, 0.3, 0.7)  # how far towards 1 a bet sees the share of a set
 RARE = (0.005, 0.02, 0.05, 0.2, 0.5)  # masses of the rarest categories that are watched together
@@ -39,22 +43,34 @@ HOPELESS = 0.995  # a bound above this cannot be exceeded by enough to notice
 class Bets:
     """The sets that are watched, shape (sets, categories), and what a bet pays: log factors of a hit and of a miss."""
 
-    members: npt.NDArray[np.bool_]
+    members: Sets
     bounds: Real
     hit: Real
     miss: Real
+    shares: Real
+    slack: float
 
-    def log_wealth(self, counts: Counts) -> tuple[float, int]:
-        """The log of what all bets made together on these counts, and which set earned most."""
-        import numpy as np
+    def log_wealth(self, counts: Counts, risen: Set | None = None) -> tuple[float, Set | None]:
+        """The log of what all bets made together on these counts, and which set earned most.
 
-        if not len(self.members) or not counts.sum():
-            return 0.0, -1
-        inside = self.members @ counts
-        each = inside[:, None] * self.hit + (counts.sum() - inside)[:, None] * self.miss
-        top = float(each.max())
-        total = top + math.log(float(np.exp(each - top).sum()) / each.size)
-        return total, int(each.max(axis=1).argmax())
+        Half of the stake is on the set that had `risen` before these counts began, where there is one.
+        """
+        wealth, best = _mixed(self.members, self.hit, self.miss, counts)
+        if risen is None:
+            return wealth, best
+        bound = float(self.shares[risen].sum()) + self.slack
+        if bound >= HOPELESS:
+            return wealth, best
+        hit, miss = _factors(_array([bound]))
+        more, _ = _mixed(risen[None, :], hit, miss, counts)
+        top = max(wealth, more)
+        both = top + math.log((math.exp(wealth - top) + math.exp(more - top)) / 2)
+        return both, (risen if more > wealth else best)
+
+    def risen(self, counts: Counts) -> Set | None:
+        """The categories with a larger share than in the reference; None for no counts."""
+        total = int(counts.sum())
+        return counts > self.shares * total if total else None
 
 
 def bets_against(reference: Sequence[int], *, ordered: bool, alpha: float, tolerance: float) -> Bets:
@@ -70,15 +86,41 @@ def bets_against(reference: Sequence[int], *, ordered: bool, alpha: float, toler
     total = int(counts.sum())
     inside = members @ counts
     with np.errstate(all="ignore"):
-        bounds = betaincinv(inside + 1, np.maximum(total - inside, 0), 1 - alpha / max(len(members), 1))
+        bounds = betaincinv(inside + 1, np.maximum(total - inside, 0), 1 - alpha / 2 / max(len(members), 1))
     bounds = np.where((inside >= total) | ~np.isfinite(bounds), 1.0, bounds) + tolerance
     keep = bounds < HOPELESS
     members, bounds = members[keep], bounds[keep]
+    slack = math.sqrt((len(counts) * math.log(2) + math.log(2 / alpha)) / (2 * total)) if total else 1.0
+    return Bets(members, bounds, *_factors(bounds), counts / max(total, 1), slack + tolerance)
+
+
+def _factors(bounds: Real) -> tuple[Real, Real]:
+    """What a hit and a miss multiply each bet by: shape (sets, rises), in logarithms."""
+    import numpy as np
+
     share = bounds[:, None] + np.array(RISES)[None, :] * (1 - bounds[:, None])
-    return Bets(members, bounds, np.log(share / bounds[:, None]), np.log((1 - share) / (1 - bounds[:, None])))
+    return np.log(share / bounds[:, None]), np.log((1 - share) / (1 - bounds[:, None]))
 
 
-def _sets(counts: Counts, *, ordered: bool) -> npt.NDArray[np.bool_]:
+def _mixed(members: Sets, hit: Real, miss: Real, counts: Counts) -> tuple[float, Set | None]:
+    """The log of the mean over all bets, and the set whose best bet earned most."""
+    import numpy as np
+
+    if not len(members) or not counts.sum():
+        return 0.0, None
+    inside = members @ counts
+    each = inside[:, None] * hit + (counts.sum() - inside)[:, None] * miss
+    top = float(each.max())
+    return top + math.log(float(np.exp(each - top).sum()) / each.size), members[int(each.max(axis=1).argmax())]
+
+
+def _array(values: Sequence[float]) -> Real:
+    import numpy as np
+
+    return np.array(values, dtype=np.float64)
+
+
+def _sets(counts: Counts, *, ordered: bool) -> Sets:
     import numpy as np
 
     size = len(counts)
@@ -110,12 +152,13 @@ class Stream:
     window: int
     starts: list[list[int]] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    risen: list[Set | None] = field(default_factory=lambda: [None])
     dropped: int = 0
     most_windows: int = 200
 
     def __post_init__(self) -> None:
-        self.counts = self.counts or [0] * self.categories
-        self.starts = self.starts or [[0] * self.categories]
+        self.counts = [0] * self.categories
+        self.starts = [[0] * self.categories]
 
     @property
     def total(self) -> int:
@@ -125,21 +168,22 @@ class Stream:
         """Count; a new window begins when the last one is full."""
         self.counts[category] += times
         if self.total - sum(self.starts[-1]) >= self.window:
+            self.risen.append(self.bets.risen(_whole(self.recent())))
             self.starts.append(list(self.counts))
             if len(self.starts) > self.most_windows:
                 # the oldest but the first: a bet that is given up only loses what it had
-                del self.starts[1]
+                del self.starts[1], self.risen[1]
                 self.dropped += 1
 
-    def look(self) -> tuple[float, int, int]:
-        """Log evidence, the set that grew (-1: none), and the count of events before the window that shows it best."""
+    def look(self) -> tuple[float, Set | None, int]:
+        """Log evidence, the set that grew (None: none), and the events before the window that shows it best."""
         import numpy as np
 
-        now = np.array(self.counts, dtype=np.int64)
+        now = _whole(self.counts)
         logs, sets = [], []
-        for at, start in enumerate(self.starts):
+        for at, start in enumerate(list(self.starts)):
             number = at + 1 if at == 0 else at + 1 + self.dropped
-            wealth, which = self.bets.log_wealth(now - np.array(start, dtype=np.int64))
+            wealth, which = self.bets.log_wealth(now - _whole(start), self.risen[at])
             logs.append(wealth - math.log(number * (number + 1)))
             sets.append(which)
         best = int(np.argmax(logs))
@@ -151,6 +195,12 @@ class Stream:
         """Counts of the last whole window and what came since."""
         start = self.starts[-2] if len(self.starts) > 1 else self.starts[-1]
         return [now - then for now, then in zip(self.counts, start, strict=True)]
+
+
+def _whole(counts: Sequence[int]) -> Counts:
+    import numpy as np
+
+    return np.array(counts, dtype=np.int64)
 
 
 def psi(reference: Sequence[int], found: Sequence[int]) -> float | None:

@@ -103,10 +103,10 @@ class Monitor:
         if feature.stream is None or feature.reference is None:
             left = self.settings.settle - sum(feature.settling)
             return told | {"count": sum(feature.settling), "alarm": None, "state": f"settling, {left} to come"}
-        evidence, which, since = feature.stream.look()
+        evidence, grown, since = feature.stream.look()
         limit = math.log(2 / self._alpha)
-        if feature.alarmed is None and evidence >= limit:
-            feature.alarmed = self._alarm(feature, which, since)
+        if feature.alarmed is None and evidence >= limit and grown is not None:
+            feature.alarmed = self._alarm(feature, grown.tolist(), since)
         return told | {
             "count": feature.stream.total,
             "psi": _rounded(psi(feature.reference.counts, feature.stream.recent())),
@@ -116,12 +116,11 @@ class Monitor:
             "state": "drifted" if feature.alarmed else f"as {against}",
         }
 
-    def _alarm(self, feature: Feature, which: int, since: int) -> Json:
+    def _alarm(self, feature: Feature, inside: list[bool], since: int) -> Json:
         """What grew, by how much, and since when (events of this stream)."""
         stream, reference = feature.stream, feature.reference
         assert stream is not None
         assert reference is not None
-        inside = stream.bets.members[which]
         start = next(each for each in stream.starts if sum(each) == since)
         fresh = [now - then for now, then in zip(stream.counts, start, strict=True)]
         grown = [name for name, member in zip(reference.categories, inside, strict=True) if member]
