@@ -2,7 +2,7 @@
 
     python -m benchmarks.watch_loop            all 77 intents: hours on two cores
     python -m benchmarks.watch_loop --small    six intents, the same base: some ten minutes on two quiet cores
-    python -m benchmarks.watch_loop --small --base FOLDER --train '{learning_rate: 0.01, epochs: 16}'
+    python -m benchmarks.watch_loop --small --base FOLDER --margin 0.6 --train '{...}'
 
 1. `potstill run` makes version 1 of a third of the training rows; it is promoted.
 2. `potstill watch` runs beside from now on, and nobody does anything by hand.
@@ -29,7 +29,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ distill:
   split: {{test: {{where: {{metadata.split: test}}}}, validation: 0.05}}
 train: {train}
 export: {{formats: [gguf-q8_0], max_mismatch_share: 0.5}}
-evaluate: {{gold: gold.jsonl, margin: {margin}}}
+evaluate: {{gold: gold.jsonl, margin: {margin}, candidates: [teacher, artifacts]}}
 register: {{model: loop}}
 serve: {{port: 0, keys: [keys.txt], threads: 1, slots: 2, capture: {{dir: captured}}}}
 watch:
@@ -286,12 +286,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--place", type=Path, default=ROOT / "work" / "bench" / "watch_loop", help="made anew")
     parser.add_argument("--base", default=BASE)
     parser.add_argument("--train", help="the recipe's train section")
+    parser.add_argument("--margin", type=float, help="of the gate, where the base is too small for the form's own")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--keep", action="store_true")
     args = parser.parse_args(argv)
     scale = SMALL if args.small else FULL
     place = args.place.resolve()
-    if (place / "recipe.yaml").exists():
+    if args.margin is not None:
+        scale = replace(scale, margin=args.margin)
+    if journal(place):
         raise SystemExit(f"{place}: there was a run already; move it away, or give --place")
     rest, gold, secrets = prepare(place, scale, args.base, args.train or scale.train)
     began = time.monotonic()

@@ -10,10 +10,10 @@ import pytest
 
 from potstill.errors import DamagedInput
 from potstill.watching.journal import Journal
-from potstill.watching.settings import CanarySettings, WatchSettings
+from potstill.watching.settings import ChallengerSettings, WatchSettings
 from tests.unit.watch_place import World
 
-CANARY = CanarySettings(margin=0.1, least_opinions=40, hold_h=2.0, longest_h=48.0)
+CANARY = ChallengerSettings(margin=0.1, least_opinions=40, hold_h=2.0, longest_h=48.0)
 SETTINGS = WatchSettings(new_feedback=200, least_rows=100, canary=CANARY, free_gb=0.0, on_drift=False)
 
 

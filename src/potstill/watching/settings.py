@@ -69,7 +69,7 @@ class PoisonSettings(Section):
     least_ratio: Annotated[float, Field(ge=1)] = 2.0
 
 
-class CanarySettings(Section):
+class ChallengerSettings(Section):
     """When the challenger has shown that it is not worse, and how long the version before stays ready."""
 
     margin: Annotated[float, Field(gt=0, lt=1, description="of the share of answers that people find right")] = 0.05
@@ -95,7 +95,7 @@ class WatchSettings(Section):
     large_answers: Annotated[bool, Field(description="learn answers that the large model gave")] = True
     drift: MonitorSettings = MonitorSettings()
     poison: PoisonSettings = PoisonSettings()
-    canary: CanarySettings = CanarySettings()
+    canary: ChallengerSettings = ChallengerSettings()
     webhooks: tuple[WebhookSettings, ...] = ()
 
     @field_validator("quiet")
