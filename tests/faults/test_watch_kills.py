@@ -1,4 +1,4 @@
-"""A watcher that is killed by SIGKILL again and again: one promotion, one rollback, no decision lost, a whole journal."""
+"""A watcher killed by SIGKILL again and again: one promotion, one rollback, no decision lost, a whole journal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One watcher in a process of its own, which may be killed at any moment: `python -m tests.faults.watch_child FOLDER`."""
+"""One watcher in a process of its own, to be killed at any moment: `python -m tests.faults.watch_child FOLDER`."""
 
 from __future__ import annotations
 

@@ -67,8 +67,8 @@ def test_reasons_hold_no_words_of_the_traffic() -> None:
 
 @pytest.mark.parametrize(
     ("given", "most"),
-    [({"a": 500}, 500), ({"a": 100, "b": 100, "c": 100, "d": 100}, 100), ({**{f"k{n}": 10 for n in range(20)}, "m": 5000}, 22),
-     ({f"k{n}": 3 for n in range(40)}, 10)],
+    [({"a": 500}, 500), ({"a": 100, "b": 100, "c": 100, "d": 100}, 100),
+     ({**{f"k{n}": 10 for n in range(20)}, "m": 5000}, 22), ({f"k{n}": 3 for n in range(40)}, 10)],
 )  # fmt: skip
 def test_nobody_is_more_than_a_share_of_what_counts(given: dict[str, int], most: int) -> None:
     found = most_of_a_key(given, SETTINGS)
@@ -99,7 +99,8 @@ def test_an_answer_of_the_students_own_teaches_nothing_unless_a_person_stands_fo
     up, down = Feedback("thumbs", "", True), Feedback("thumbs", "", False)
     rows = [
         captured("alone", "card"), captured("approved", "card", up), captured("rejected", "card", down),
-        captured("corrected", "pin", Feedback("correction", "", "card")), captured("large", "card", answered_by="large"),
+        captured("corrected", "pin", Feedback("correction", "", "card")),
+        captured("large", "card", answered_by="large"),
         captured("confirmed", "card", Feedback("correction", "", "card")), captured("broken", "no label", up),
     ]  # fmt: skip
     found = new_of(rows, task(), set(), {}, large_answers=True)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from potstill.dataset import read_examples
+from potstill.dataset import OpenSplit, read_examples
 from potstill.errors import ManifestMismatch
 from potstill.manifest import write_atomically
 from potstill.records import Example, Json
@@ -162,8 +162,10 @@ def _halves(rows: Sequence[Example]) -> tuple[list[int], list[int]]:
 
 
 def write_profile(dataset: Path, task: Task, out: Path) -> Json:
-    """Write the profile of a dataset's training rows beside the artifact; returns what its manifest says of it."""
-    made = make_profile(read_examples(dataset, "train"), task)
+    """Write the profile of a dataset's open rows beside the artifact; returns what its manifest says of it."""
+    splits: tuple[OpenSplit, ...] = ("train", "validation")
+    rows = [row for split in splits if (dataset / f"{split}.parquet").is_file() for row in read_examples(dataset, split)]
+    made = make_profile(rows, task)
     made.write(out)
     return made.facts()
 
