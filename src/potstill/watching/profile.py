@@ -164,7 +164,8 @@ def _halves(rows: Sequence[Example]) -> tuple[list[int], list[int]]:
 def write_profile(dataset: Path, task: Task, out: Path) -> Json:
     """Write the profile of a dataset's open rows beside the artifact; returns what its manifest says of it."""
     splits: tuple[OpenSplit, ...] = ("train", "validation")
-    rows = [row for split in splits if (dataset / f"{split}.parquet").is_file() for row in read_examples(dataset, split)]
+    there = [each for each in splits if (dataset / f"{each}.parquet").is_file()]
+    rows = [row for each in there for row in read_examples(dataset, each)]
     made = make_profile(rows, task)
     made.write(out)
     return made.facts()
