@@ -169,12 +169,16 @@ class Door:
         tracking = open_tracking(f"sqlite:///{self.place}/work/mlflow.db")
         folder = resolve_model_uri(tracking, f"models:/loop/{version}").artifact
         words = [sys.executable, "-m", "potstill.cli", "serve", str(folder), "--recipe", "recipe.yaml"]
-        child = subprocess.Popen(words, cwd=self.place, env=_environment(), stderr=subprocess.PIPE, text=True)
-        assert child.stderr is not None
-        for line in child.stderr:
-            if " at http" in line:
-                return child, line.split(" at ")[1].strip()
-        raise SystemExit(f"the server of version {version} ended with {child.wait()}")
+        told = self.place / f"serve-{version}.log"
+        with told.open("w") as stream:
+            child = subprocess.Popen(words, cwd=self.place, env=_environment(), stderr=stream, text=True)
+        while child.poll() is None:
+            urls = [line.split(" at ")[1] for line in told.read_text().splitlines() if " at http" in line]
+            with contextlib.suppress(httpx.HTTPError):
+                if urls and httpx.get(f"{urls[0].removesuffix('/v1')}/readyz").status_code == 200:
+                    return child, urls[0]
+            time.sleep(0.2)
+        raise SystemExit(f"the server of version {version} ended with {child.returncode}: {told.read_text()}")
 
     def _end(self, version: str) -> None:
         child, _ = self.servers.pop(version)
