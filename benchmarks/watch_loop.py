@@ -10,7 +10,8 @@
    gold answer). When enough came, the watcher trains, the gate decides, version 2 gets a share of the traffic, and is
    promoted when it is not worse live; version 1 keeps the share for a moment and goes.
 4. A poisoned batch: as many answers again, one in twenty with a flipped correction, all of those by one key. Refused or
-   capped: version 2 must still be champion, and no training may have begun on it.
+   capped: version 2 must still be champion. (The day's one training is spent by then, so that what people said while the
+   canary ran does not begin another in the middle of this.)
 
 The door below stands for a server that follows the registry: it starts a server for each version that has the alias
 `champion` or `challenger`, and gives the challenger its share. The journal is printed at the end.
@@ -60,7 +61,7 @@ watch:
   captured: captured
   new_feedback: {enough}
   least_rows: {least}
-  most_per_day: 10
+  most_per_day: 1
   free_gb: 1
   on_drift: false
   every_s: 5
@@ -274,6 +275,8 @@ def loop(place: Path, scale: Scale, rest: list[Json], replay: Replay) -> Json:
         "promoted": promoted, "champion": champion(place), "asked": replay.asked,
         "after_poison": [each["kind"] for each in after],
         "refused": [each["reason"] for each in after if each["kind"] == "refused"],
+        "let_in": sum(line["kept"] for each in journal(place) for line in each["figures"].get("keys", ())
+                      if isinstance(line, dict) and line["key"] == POISONER),
     }  # fmt: skip
 
 
@@ -316,7 +319,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     record.figure("from nothing to the end", time.monotonic() - began, "s")
     record.check("version promoted by the watcher", float(found["promoted"] == "2"), at_least=1)
     record.check("champion after the poison is that version", float(found["champion"] == "2"), at_least=1)
-    record.check("trainings begun on the poison", float(found["after_poison"].count("intake")), at_most=0)
+    record.check("corrections of the poisoner let in", float(found["let_in"]), at_most=0)
     record.check("refusals of the poisoner by name", float(any(POISONER in x for x in found["refused"])), at_least=1)
     return int(record.finish(as_json=args.json, keep=args.keep))
 
