@@ -10,7 +10,7 @@
    gold answer). When enough came, the watcher trains, the gate decides, version 2 gets a share of the traffic, and is
    promoted when it is not worse live; version 1 keeps the share for a moment and goes.
 4. A poisoned batch: as many answers again, one in twenty with a flipped correction, all of those by one key. Refused or
-   capped: version 2 must still be champion. (The day's one training is spent by then, so that what people said while the
+   capped: version 2 must still be champion. (The one training of the day is spent: what people said while the
    canary ran does not begin another in the middle of this.)
 
 The door below stands for a server that follows the registry: it starts a server for each version that has the alias
