@@ -275,8 +275,8 @@ def loop(place: Path, scale: Scale, rest: list[Json], replay: Replay) -> Json:
         "promoted": promoted, "champion": champion(place), "asked": replay.asked,
         "after_poison": [each["kind"] for each in after],
         "refused": [each["reason"] for each in after if each["kind"] == "refused"],
-        "let_in": sum(line["kept"] for each in journal(place) for line in each["figures"].get("keys", ())
-                      if isinstance(line, dict) and line["key"] == POISONER),
+        "let_in": sum(line["kept"] for each in after if each["kind"] == "refused" for line in each["figures"]["keys"]
+                      if line["key"] == POISONER),
     }  # fmt: skip
 
 
