@@ -1,7 +1,8 @@
 """Export: an adapter becomes GGUF files that a service can load, each verified against the adapter.
 
     reads   adapter/ (LoRA, tokenizer, contract), dataset/ (validation rows only), the base that both came from
-    writes  model-q8_0.gguf, model-q4_k_m.gguf, ... (as asked), contract.json, verification.json
+    writes  model-q8_0.gguf, model-q4_k_m.gguf, ... (as asked), contract.json, profile.json (what the training rows
+            look like, as counts, for `serve.drift`), verification.json
     run     potstill export RECIPE [export.formats=[gguf-q8_0,gguf-q4_k_m]]
 
 The files hold the merged weights and the very chat template of training. A file whose template or tokens differ, or
@@ -25,6 +26,7 @@ from potstill.recipe import Section
 from potstill.records import Example, Json
 from potstill.signing import SignSettings
 from potstill.stage import Noun, Shared, Upstream
+from potstill.watching.profile import write_profile
 
 from .formats import FormatName
 
@@ -71,6 +73,7 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     source = source_of(base, upstream, contract, shared.name, settings.importance_rows)
     formats = write_formats(settings.formats, source, out)
     contract.write(out)
+    profile = write_profile(upstream["dataset"], shared.task(), out)
     rows = verification_rows(upstream["dataset"], settings.verify_rows)
     limit = mismatch_limit(settings, shared)
     files = {name: out / entry["file"] for name, entry in formats.items()}
@@ -83,6 +86,7 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
         "formats": formats,
         "verification": verification,
         "bill": bill,
+        "profile": profile,
         "base_gguf": str(base_gguf(base, shared.cache_dir)),
     }
 

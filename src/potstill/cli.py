@@ -104,6 +104,8 @@ def _calibrate_command(commands: Any) -> None:
     command.add_argument("--score", choices=["label", "mean", "least", "product"], help="default: by the task")
     command.add_argument("--learned", action="store_true", help="learn a router on the text too")
     command.add_argument("--rows", type=int, metavar="N", help="validation rows at most (default: all)")
+    watch = _recipe_command(commands, "watch", "train, try and promote anew as traffic comes", "watch:watch_command")
+    watch.add_argument("--once", action="store_true", help="end when nothing more can be done now")
 
 
 def _reading_commands(commands: Any) -> None:
@@ -118,6 +120,13 @@ def _reading_commands(commands: Any) -> None:
     report.add_argument("folder", help="report folder, or the working folder of a recipe (its newest report)")
     report.add_argument("--format", choices=["html", "md", "json"], default="md", help="default: md")
     report.add_argument("--out", metavar="FILE", help="write it to this file instead of standard output")
+
+    drift = _command(commands, "drift", "captured traffic against what was trained on", "watch:drift_command")
+    drift.add_argument("artifact", help="artifact folder, or a recipe (its newest artifact)")
+    drift.add_argument("captured", help="folder of captured traffic")
+    drift.add_argument("--since", metavar="TIME", help="ISO 8601, UTC: exchanges from then on")
+    drift.add_argument("--until", metavar="TIME", help="ISO 8601, UTC: exchanges before then")
+    drift.add_argument("--alpha", type=float, help="chance of any false alarm (default: that of the recipe, or 0.01)")
 
     seeds = _command(commands, "seeds", "reports of several training seeds, combined", "seeds:seeds")
     seeds.add_argument("reports", nargs="+", metavar="REPORT", help="report folders, one a seed, of the same rows")

@@ -210,7 +210,8 @@ def test_the_stage_writes_verified_files_with_the_contract(setting: Setting, tmp
     settings = run.Settings(formats=("gguf-f16", "gguf-q8_0"), max_mismatch_share=0.2)
     facts = run.main(settings, setting.shared, setting.upstream, out)
     assert sorted(each.name for each in out.iterdir()) == [
-        "NOTICE.txt", "bom.json", "contract.json", "model-f16.gguf", "model-q8_0.gguf", "verification.json",
+        "NOTICE.txt", "bom.json", "contract.json", "model-f16.gguf", "model-q8_0.gguf", "profile.json",
+        "verification.json",
     ]  # fmt: skip
     assert Contract.read(out) == setting.contract
     for name, entry in facts["formats"].items():
@@ -239,7 +240,7 @@ def test_coarse_files_are_weighed_by_training_rows_and_measured_against_16_bits(
     settings = run.Settings(formats=("gguf-q4_k_m", "gguf-q6_k"), max_mismatch_share=1.0, importance_rows=8)
     facts = run.main(settings, setting.shared, setting.upstream, out)
     assert sorted(each.name for each in out.glob("*") if each.suffix in (".gguf", ".json")) == [
-        "bom.json", "contract.json", "model-q4_k_m.gguf", "model-q6_k.gguf", "verification.json",
+        "bom.json", "contract.json", "model-q4_k_m.gguf", "model-q6_k.gguf", "profile.json", "verification.json",
     ]  # fmt: skip
     coarse, fine = facts["formats"]["gguf-q4_k_m"], facts["formats"]["gguf-q6_k"]
     assert coarse["fallbacks"]["blk.1.attn_q.weight"] == {"wanted": "Q4_K", "written": "Q5_0", "row": 64}

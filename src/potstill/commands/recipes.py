@@ -1,4 +1,4 @@
-"""Reading a recipe for a command: the sections of all stages, of the server and of the sweep."""
+"""Reading a recipe for a command: the sections of all stages, of the server, the sweep and the watcher."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from potstill.recipe import Recipe, load_recipe
 from potstill.serving.settings import ServeSettings
 from potstill.stage_finder import stage_modules
 from potstill.sweeping.settings import SweepSettings
+from potstill.watching.settings import WatchSettings
 
 
 def sections(modules: dict[str, Any]) -> dict[str, type[BaseModel]]:
@@ -19,6 +20,7 @@ def sections(modules: dict[str, Any]) -> dict[str, type[BaseModel]]:
     return {section: module.Settings for section, module in modules.items()} | {
         "serve": ServeSettings,
         "sweep": SweepSettings,
+        "watch": WatchSettings,
     }
 
 

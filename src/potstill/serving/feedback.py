@@ -40,7 +40,7 @@ async def accept_feedback(http: Http, key: str, task: Task, log: CaptureLog | No
         raise RequestRefused(422, f"value: {reason}", param="value", code="invalid_feedback")
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
     opinion = Feedback(body.kind, body.name, body.value, now, body.by or key or None)
-    line: Json = {"id": body.id, "feedback": opinion.to_json()}
+    line: Json = {"id": body.id, "feedback": opinion.to_json(), "key": key or None}
     try:
         await asyncio.wrap_future(log.put("feedback", line, sync=True))
     except OSError as fault:

@@ -24,6 +24,7 @@ from potstill.serving.state import StateSettings
 from potstill.serving.telemetry import TelemetrySettings
 from potstill.serving.truncate import TruncateSettings
 from potstill.signing import TrustSettings
+from potstill.watching.settings import DriftSettings
 
 KeySource = Annotated[VariableName | PathText, Field(union_mode="left_to_right")]
 
@@ -71,6 +72,7 @@ class ServeSettings(Section):
     filter: Annotated[FilterSettings | None, Field(description="what is asked of an answer")] = None
     telemetry: Annotated[TelemetrySettings | None, Field(description="traces, and a log line a request")] = None
     dashboard: Annotated[bool, Field(description="keep twenty minutes of numbers for /dashboard")] = True
+    drift: Annotated[DriftSettings | None, Field(description="watch how far traffic moves from training")] = None
     trust: Annotated[TrustSettings | None, Field(description="serve only what this key signed")] = None
     format: Annotated[str | None, Field(description="file of the artifact, as gguf-q8_0; unset: the smallest")] = None
     engine: EngineSettings = LlamaCppSettings()
