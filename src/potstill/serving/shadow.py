@@ -136,7 +136,7 @@ class Shadow(Step):
         if log is None or not self._settings.capture or not log.wants(call.id):
             return
         choice = {**answer["choices"][0], "message": message}
-        line = exchange_of(call, call.model.artifact)
+        line = exchange_of(call)
         line |= {
             "id": f"shadow-{call.id}",
             "latency_ms": round(seconds * 1000, 3),
