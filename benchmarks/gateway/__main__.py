@@ -52,7 +52,7 @@ def options() -> argparse.Namespace:
 def policies(record: Record, rounds: int, seconds: float, rate: float, litellm: Path | None) -> None:
     """Every scenario of ours, and LiteLLM's proxy, in turn; the engine asked directly in between."""
     found: dict[str, dict[str, list[float]]] = {}
-    with running(MOCK, []) as engine:
+    with running(MOCK, ["--tokens", "1"]) as engine:
         for at in range(rounds):
             direct = load(engine.url, bodies(), rate=rate, seconds=seconds, seed=at)["latency_ms"]
             for name, words in SCENARIOS.items():

@@ -9,72 +9,100 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import socket
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
 
+from benchmarks.gateway.policies import texts
+from potstill.calibration.conformal import Bound
+from potstill.calibration.record import Calibration, Scorer
 from potstill.commands.serve import settings_from
 from potstill.contract import Contract
+from potstill.manifest import write_manifest
 from potstill.prompt import PromptRule
-from potstill.serving.app import App
-from potstill.serving.authenticate import Keys
+from potstill.records import Example, Json
+from potstill.serving.assemble import Listener, assemble
 from potstill.serving.backends import Address
-from potstill.serving.capture import CaptureLog
 from potstill.serving.fleet import Deployment, Fleet
-from potstill.serving.meter import Meter
-from potstill.serving.order import ORDER
-from potstill.serving.redact_lines import RedactLines
 from potstill.serving.server import Server
 from potstill.serving.settings import ServeSettings
 from potstill.serving.start import Served
 from potstill.tasks import task_from
+from potstill.watching.profile import make_profile
 
-LABELS = ["label", *(f"label_{at}" for at in range(76))]
+LABELS = ["label", *(f"label_{at}" for at in range(1, 77))]
+TASKS: dict[str, Json] = {
+    "classification": {"kind": "classification", "labels": LABELS},
+    "generation": {"kind": "generation"},
+}
 
 
-def server_before(engine: str, settings: ServeSettings, folder: Path) -> Server:
-    """A server whose only version is the engine at this address."""
-    task = {"kind": "classification", "labels": LABELS}
-    contract = Contract(task, "", [], PromptRule().to_json(), 32, 512)
-    served = Served(folder, "d" * 64, "mock", folder / "none", contract, task_from(task), PromptRule())
-    meter = Meter()
-    log = None
-    if settings.capture is not None:
-        redact = RedactLines() if settings.capture.redact else None
-        log = CaptureLog(folder, meter, sample=settings.capture.sample, durable=settings.capture.durable, redact=redact)
+def server_before(engine: str, settings: ServeSettings, folder: Path, kind: str = "classification") -> Server:
+    """A server whose only version is the engine at this address, with a profile and a calibration of made-up rows."""
+    artifact = folder / "artifact"
+    artifact.mkdir(exist_ok=True)
+    task = task_from(TASKS[kind])
+    contract = Contract(TASKS[kind], "", [], PromptRule().to_json(), 32, 512)
+    served = Served(artifact, "d" * 64, "mock", artifact / "none", contract, task, PromptRule())
+    if settings.drift is not None:
+        make_profile([row_of(at, text) for at, text in enumerate(texts(500))], task).write(artifact)
+    if settings.escalate is not None:
+        path = str(calibrated(folder / "calibration", served))
+        settings = settings.model_copy(
+            update={"escalate": settings.escalate.model_copy(update={"calibration": path})}
+        )  # fmt: skip
     fleet = Fleet(Deployment("mock@1", served, Address(engine, "mock")))
-    return Server(fleet, settings, ORDER, keys=Keys.load(settings.keys), meter=meter, log=log)
+    return assemble(settings, fleet, folder / "work" / "captured" / "mock")
 
 
-def run_uvicorn(app: Any) -> None:
-    import uvicorn
+def row_of(at: int, text: str) -> Example:
+    messages = [{"role": "user", "content": text}]
+    return Example(str(at), str(at), messages, messages, LABELS[at % 77], LABELS[at % 77], LABELS[at % 77])
 
-    config = uvicorn.Config(app, port=0, log_level="warning", access_log=False, lifespan="on", backlog=4096)
-    server = uvicorn.Server(config)
+
+def calibrated(folder: Path, served: Served) -> Path:
+    """A calibration by which the engine's answers are sure enough."""
+    folder.mkdir(exist_ok=True)
+    points = [(at / 500, 1.0 if at < 100 else 0.0) for at in range(500)]
+    Calibration(
+        served.digest, served.format, "none", served.task.kind, Scorer.usual(served.task), "answer", points,
+        Bound(0.05), [],
+    ).write(folder)  # fmt: skip
+    write_manifest(folder, "calibration", settings_passed={}, settings_used={}, inputs=[], facts={})
+    return folder
+
+
+def run_listener(server: Server) -> None:
+    """Answer until our standard input ends; prints the address first."""
+    listener = Listener(server)
 
     async def main() -> None:
-        serving = asyncio.create_task(server.serve())
-        while not server.started:
+        listening = socket.create_server(("127.0.0.1", 0), backlog=4096)
+        serving = asyncio.create_task(listener.serve(sockets=[listening]))
+        while not listener.started:
             await asyncio.sleep(0.01)
-        host, port = server.servers[0].sockets[0].getsockname()[:2]
-        print(f"http://{host}:{port}", flush=True)
+        print(f"http://127.0.0.1:{listening.getsockname()[1]}", flush=True)
         closed = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
         await asyncio.wait({serving, asyncio.ensure_future(closed)}, return_when=asyncio.FIRST_COMPLETED)
-        server.should_exit = True
+        listener.end()
         await serving
+        if server.log is not None:
+            server.log.close()
 
-    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=listener.config.get_loop_factory()) as runner:
         runner.run(main())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--engine", required=True)
+    parser.add_argument("--task", choices=sorted(TASKS), default="classification")
     parser.add_argument("overrides", nargs="*")
     args = parser.parse_args()
+    words = [each.replace("ENGINE", args.engine) for each in args.overrides]
     with tempfile.TemporaryDirectory() as folder:
-        run_uvicorn(App(server_before(args.engine, settings_from(args.overrides), Path(folder))))
+        run_listener(server_before(args.engine, settings_from(words), Path(folder), args.task))
 
 
 if __name__ == "__main__":

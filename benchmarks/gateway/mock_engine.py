@@ -22,10 +22,16 @@ STREAM_HEAD = HEAD + b"text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 DONE = b"data: [DONE]\n\n"
 
 
-def chunk_of(delta: dict[str, str], finish: str | None) -> bytes:
-    """One server-sent event as llama.cpp's server writes it."""
+def chunk_of(delta: dict[str, str], finish: str | None, told: bool = False) -> bytes:
+    """One server-sent event as llama.cpp's server writes it; `told` with twenty alternatives to its token."""
+    choice: dict[str, object] = {"finish_reason": finish, "index": 0, "delta": delta}
+    if told:
+        token = delta["content"]
+        others = [{"token": f"{token}_{at}", "bytes": None, "logprob": -4.0 - at} for at in range(1, 20)]
+        first = {"token": token, "bytes": None, "logprob": -0.05}
+        choice["logprobs"] = {"content": [first | {"top_logprobs": [first, *others]}]}
     body = {
-        "choices": [{"finish_reason": finish, "index": 0, "delta": delta}], "created": 1, "id": "chatcmpl-mock",
+        "choices": [choice], "created": 1, "id": "chatcmpl-mock",
         "model": "mock", "system_fingerprint": "mock", "object": "chat.completion.chunk",
     }  # fmt: skip
     return b"data: " + json.dumps(body).encode() + b"\n\n"
@@ -38,11 +44,11 @@ def framed(data: bytes) -> bytes:
 class Answers:
     """The bytes of all answers, made once."""
 
-    def __init__(self, text: str, tokens: int) -> None:
+    def __init__(self, text: str, tokens: int, told: bool = False) -> None:
         pieces = [text] if tokens <= 1 else [text, *("." for _ in range(tokens - 1))]
         usage = {"prompt_tokens": 12, "completion_tokens": tokens, "total_tokens": 12 + tokens}
         last = {"choices": [], "created": 1, "id": "chatcmpl-mock", "object": "chat.completion.chunk", "usage": usage}
-        self.pieces = [chunk_of({"content": each}, None) for each in pieces]
+        self.pieces = [chunk_of({"content": each}, None, told) for each in pieces]
         self.tail = chunk_of({}, "stop") + b"data: " + json.dumps(last).encode() + b"\n\n" + DONE
         self.at_once = STREAM_HEAD + framed(b"".join(self.pieces) + self.tail) + b"0\r\n\r\n"
         message = {"role": "assistant", "content": "".join(pieces)}
@@ -63,7 +69,7 @@ def asked_tokens(body: bytes) -> int:
 class Connection(asyncio.Protocol):
     """One client; requests come one after the other."""
 
-    def __init__(self, answers: Callable[[int], Answers], first_s: float, every_s: float) -> None:
+    def __init__(self, answers: Callable[[int, bool], Answers], first_s: float, every_s: float) -> None:
         self.answers, self.first_s, self.every_s = answers, first_s, every_s
         self.buffer = bytearray()
         self.writing: asyncio.Task[None] | None = None
@@ -81,7 +87,7 @@ class Connection(asyncio.Protocol):
                 return
             body = bytes(self.buffer[end + 4 : end + 4 + length])
             del self.buffer[: end + 4 + length]
-            answers = self.answers(asked_tokens(body))
+            answers = self.answers(asked_tokens(body), b'"logprobs":true' in body)
             self.answer(answers, b'"stream":true' in body or b'"stream": true' in body)
 
     def answer(self, answers: Answers, stream: bool) -> None:
@@ -107,7 +113,7 @@ class Connection(asyncio.Protocol):
             self.writing.cancel()
 
 
-async def serve(port: int, answers: Callable[[int], Answers], first_s: float, every_s: float) -> None:
+async def serve(port: int, answers: Callable[[int, bool], Answers], first_s: float, every_s: float) -> None:
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: Connection(answers, first_s, every_s), "127.0.0.1", port, backlog=4096)
     print(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", flush=True)
@@ -125,8 +131,8 @@ def main() -> None:
     args = parser.parse_args()
 
     @cache
-    def answers(tokens: int) -> Answers:
-        return Answers(args.text, tokens if args.obey and tokens else args.tokens)
+    def answers(tokens: int, told: bool) -> Answers:
+        return Answers(args.text, tokens if args.obey and tokens else args.tokens, told)
 
     asyncio.run(serve(args.port, answers, args.first_ms / 1000, args.every_ms / 1000))
 

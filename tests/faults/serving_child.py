@@ -8,10 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from benchmarks.gateway.door import LABELS, run_uvicorn
+from benchmarks.gateway.door import LABELS, run_listener
 from potstill.contract import Contract
 from potstill.prompt import PromptRule
-from potstill.serving.app import App
 from potstill.serving.backends import Address
 from potstill.serving.capture import Bounds, CaptureLog
 from potstill.serving.fleet import Deployment, Fleet
@@ -36,7 +35,7 @@ def main(engine: str, folder: Path, how: str) -> None:
     server = Server(
         Fleet(Deployment("mock@1", served, Address(engine, "mock"))), ServeSettings(), ORDER, meter=meter, log=log
     )
-    run_uvicorn(App(server))
+    run_listener(server)
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from potstill.records import Json, canonical_json
+from potstill.serving.prices import PriceSettings
 
 if TYPE_CHECKING:
     from potstill.serving.call import Asked, Call
-    from potstill.serving.prices import PriceSettings
     from potstill.serving.settings import ServeSettings
 
 _OF_STUDENT = ("student", "repair")
