@@ -243,7 +243,7 @@ def test_batches_are_off_unless_asked_for(tmp_path: Path) -> None:
     with mock_door(tmp_path) as plain, client(plain) as found:
         with pytest.raises(openai.NotFoundError, match=r"serve\.batches"):
             found.batches.list()
-        assert not (tmp_path / "state").exists()
+        assert not (tmp_path / "state" / "batches").exists()
 
 
 def test_lines_are_numbered_as_they_stand_and_long_ones_end(tmp_path: Path) -> None:

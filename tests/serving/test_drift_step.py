@@ -19,6 +19,7 @@ from potstill.contract import Contract
 from potstill.errors import RecipeError
 from potstill.prompt import PromptRule
 from potstill.records import Json
+from potstill.serving import route
 from potstill.serving.backends import Address
 from potstill.serving.call import Call
 from potstill.serving.capture import CaptureLog
@@ -65,9 +66,10 @@ def server_with(
     served = Served(folder, "a" * 64, "scripted", folder / "model.gguf", contract, task(), PromptRule())
     answering = Answering()
     settings = ServeSettings(drift=drift, **more)
+    at = ORDER.index(route.make) + 1
     server = Server(
         Fleet(Deployment("m", served, Address("http://127.0.0.1:9", "m"))), settings,
-        [*ORDER[:3], lambda _: answering, *ORDER[3:]], log=log, meter=Meter(),
+        [*ORDER[:at], lambda _: answering, *ORDER[at:]], log=log, meter=Meter(),
     )  # fmt: skip
     step = next(each for each in server.plan.steps if isinstance(each, Drift))
     return server, step, answering

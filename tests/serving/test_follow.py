@@ -54,8 +54,9 @@ def test_an_alias_that_moves_swaps_and_one_that_moves_to_a_bad_version_does_not(
         assert until(lambda: text(ask(running)) == "from b", 60)
         assert ask(running).json()["model"] == "m@2"
         api.set_registered_model_alias("m", "champion", numbers[2])
-        assert until((tmp_path / "seen-bad.jsonl").exists, 60)
-        assert until(lambda: all(gone(pid) for pid in started(bad)))
+        shown = tmp_path / "root-bad" / "artifact"
+        assert until((shown.parent / "seen-artifact.jsonl").exists, 60)
+        assert until(lambda: all(gone(pid) for pid in started(shown)))
         assert text(ask(running)) == "from b"
         api.set_registered_model_alias("m", "champion", numbers[0])  # rollback
         assert until(lambda: ask(running).json()["system_fingerprint"] == load(first), 60)

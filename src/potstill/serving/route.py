@@ -34,16 +34,16 @@ class Route(Step):
         """Fill `call.deployment`; raises RequestRefused 404."""
         current = self._fleet.of(call.body["model"])
         canary = self._fleet.canary(current.name)
-        if canary is not None and self._takes(call, canary):
+        if canary is not None and self._takes(call, canary, current):
             self._meter.canary.labels("took").inc()
             current = canary
         _hold(call, current)
 
-    def _takes(self, call: Call, canary: Deployment) -> bool:
+    def _takes(self, call: Call, canary: Deployment, current: Deployment) -> bool:
         wanted = self._settings.canary
         if not canary.engine.ready:
             return False
-        if call.body["model"] == canary.name:
+        if "@" in canary.name and call.body["model"] == canary.name != current.name:
             return True
         return wanted is not None and drawn(call, wanted.by, wanted.share, "canary")
 
