@@ -31,7 +31,7 @@ from potstill.serving.start import Served
 from potstill.tasks import task_from
 from potstill.watching.profile import make_profile
 
-LABELS = ["label", *(f"label_{at}" for at in range(1, 77))]
+LABELS = ["label", *(f"other_{at}" for at in range(1, 77))]
 TASKS: dict[str, Json] = {
     "classification": {"kind": "classification", "labels": LABELS},
     "generation": {"kind": "generation"},

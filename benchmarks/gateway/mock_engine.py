@@ -27,7 +27,7 @@ def chunk_of(delta: dict[str, str], finish: str | None, told: bool = False) -> b
     choice: dict[str, object] = {"finish_reason": finish, "index": 0, "delta": delta}
     if told:
         token = delta["content"]
-        others = [{"token": f"{token}_{at}", "bytes": None, "logprob": -4.0 - at} for at in range(1, 20)]
+        others = [{"token": f"other_{at}", "bytes": None, "logprob": -4.0 - at} for at in range(1, 20)]
         first = {"token": token, "bytes": None, "logprob": -0.05}
         choice["logprobs"] = {"content": [first | {"top_logprobs": [first, *others]}]}
     body = {

@@ -60,7 +60,7 @@ def texts(count: int) -> list[str]:
     return [f"{' '.join(draw.choices(WORDS, k=10))} {at}" for at in range(count)]
 
 
-def bodies(repeated: bool = False, stream: bool = False, count: int = 20_000) -> list[str]:
+def bodies(repeated: bool = False, stream: bool = False, count: int = 40_000) -> list[str]:
     """Requests, all different, or a hundred of them over and over."""
     return [
         json.dumps({"model": "mock", "messages": [{"role": "user", "content": each}], "stream": stream})

@@ -225,9 +225,9 @@ def main() -> int:
         record.figure(what, found, "requests/s a core")
     uvicorn, granian = rates["potstill, uvicorn, whole"], rates.get("potstill, Granian, whole")
     if granian:
-        record.figure("potstill: Granian / uvicorn, whole", ratio(granian, uvicorn), "times")
+        record.figure("potstill: Granian / uvicorn, whole", ratio(granian, uvicorn) or [], "times")
         streamed = ratio(rates["potstill, Granian, streamed"], rates["potstill, uvicorn, streamed"])
-        record.figure("potstill: Granian / uvicorn, streamed", streamed, "times")
+        record.figure("potstill: Granian / uvicorn, streamed", streamed or [], "times")
     record.note("requests a second of the server's own processor time (its process and children)")
     return record.finish(as_json=args.json, keep=args.keep)
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import asynccontextmanager
+from time import monotonic
 from typing import Any
 
 import pytest
 
-from potstill.serving.upstream import Upstream, UpstreamFault
+from potstill.serving.upstream import Upstream, UpstreamFault, UpstreamLate
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
 WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
@@ -119,7 +120,7 @@ def test_leaving_a_reply_early_closes_its_connection() -> None:
     async def main() -> None:
         async with scripted(script) as upstream:
             reply = await upstream.post("/v1/x", b"{}")
-            assert await anext(reply.pieces()) == b"hello"
+            assert await reply.next_piece() == b"hello"
             reply.close()
             await asyncio.wait_for(gone.wait(), 2)
 
@@ -159,15 +160,53 @@ def test_a_reader_that_is_slow_makes_the_engine_wait_instead_of_the_memory_grow(
     async def main() -> None:
         async with scripted(script) as upstream:
             reply = await upstream.post("/v1/x", b"{}")
-            pieces = reply.pieces()
-            await anext(pieces)
+            await reply.next_piece()
             await asyncio.sleep(0.3)
             assert sent < 40, sent
             rest = 0
-            async for piece in pieces:
+            while (piece := await reply.next_piece()) is not None:
                 rest += len(piece)
             assert rest > 50_000_000
             reply.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("first", [b"", b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n"])
+def test_a_reply_that_is_not_whole_at_its_deadline_ends_there(first: bytes) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        await request_of(reader)
+        writer.write(first)
+        await asyncio.sleep(30)
+
+    async def main() -> None:
+        async with scripted(script) as upstream:
+            began = monotonic()
+            with pytest.raises(UpstreamLate):
+                await (await upstream.post("/v1/x", b"{}", began + 0.2)).read()
+            assert monotonic() - began < 1
+
+    asyncio.run(main())
+
+
+def test_a_reply_of_which_enough_is_known_gives_its_connection_back_when_its_last_bytes_come() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        while True:
+            await request_of(reader)
+            writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5\r\nhello\r\n")
+            await writer.drain()
+            await asyncio.sleep(0.05)
+            writer.write(b"0\r\n\r\n")
+
+    async def main() -> None:
+        async with scripted(script) as upstream:
+            for _ in range(3):
+                reply = await upstream.post("/v1/x", b"{}")
+                assert await reply.next_piece() == b"hello"
+                reply.finish()
+                reply.close()
+                await asyncio.sleep(0.15)
+            assert upstream.opened() == 1
 
     asyncio.run(main())
 

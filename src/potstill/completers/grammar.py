@@ -6,6 +6,7 @@ Notation: https://github.com/ggml-org/llama.cpp/blob/master/grammars/README.md
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
@@ -14,6 +15,11 @@ def choices_grammar(choices: Sequence[str]) -> str:
     """A grammar whose language is exactly these texts; raises ValueError when there are none."""
     if not choices:
         raise ValueError("a grammar of no choices allows no answer; expected at least one label")
+    return _grammar_of(tuple(choices))
+
+
+@lru_cache(maxsize=64)
+def _grammar_of(choices: tuple[str, ...]) -> str:
     return "root ::= " + " | ".join(f'"{_literal(choice)}"' for choice in dict.fromkeys(choices))
 
 

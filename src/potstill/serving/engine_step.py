@@ -6,11 +6,9 @@ nobody waits for any more (measured: 12 s until the slot was free, against 10 ms
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from time import monotonic
-from typing import TypeVar
 
 import orjson
 
@@ -18,9 +16,8 @@ from potstill.records import Json, Message
 from potstill.serving.backends import Backend, body_for
 from potstill.serving.call import Asked, Call
 from potstill.serving.errors import RequestRefused, engine_unavailable
-from potstill.serving.upstream import Reply, UpstreamFault
+from potstill.serving.upstream import Reply, UpstreamFault, UpstreamLate
 
-T = TypeVar("T")
 _PATH = "/v1/chat/completions"
 
 
@@ -73,21 +70,27 @@ class Question:
         reply = None
         try:
             reply = await self._send()
-            events = _events(reply).__aiter__()
-            # One timeout a read: a generator may be resumed by another task than the one that began it.
-            while (data := await self._in_time(anext(events, None))) != b"[DONE]":
-                if data is None:
+            events = Events()
+            while not events.done:
+                piece = await reply.next_piece()
+                if piece is None:
                     raise engine_unavailable("the engine ended in the middle of the answer")
-                chunk = _chunk_of(data)
-                if "error" in chunk:
-                    raise _refusal(502, data)
-                self.answer.add(chunk)
-                if chunk.get("choices"):
-                    yield chunk
+                for data in events.of(piece):
+                    chunk = _chunk_of(data)
+                    if "error" in chunk:
+                        raise _refusal(502, data)
+                    self.answer.add(chunk)
+                    if chunk.get("choices"):
+                        yield chunk
             self.fault = None
+            reply.finish()
         except RequestRefused as refused:
             self.fault = refused.code or str(refused.status)
             raise
+        except UpstreamLate as fault:
+            self.fault = "timeout"
+            message = f"no answer within {self.timeout_s:g} s"
+            raise RequestRefused(504, message, kind="server_error", code="timeout") from fault
         except UpstreamFault as fault:
             self.fault = "engine_unavailable"
             where = " in the middle of the answer" if reply is not None else ""
@@ -101,22 +104,14 @@ class Question:
         if not self.engine.ready:
             raise engine_unavailable("the engine is not running")
         body = body_for(self.engine, self.body) | {"stream": True, "stream_options": {"include_usage": True}}
-        reply = await self._in_time(self.engine.upstream.post(_PATH, orjson.dumps(body)))
+        reply = await self.engine.upstream.post(_PATH, orjson.dumps(body), self.deadline)
         if reply.status == 200:
             return reply
         try:
-            data = await self._in_time(reply.read())
+            data = await reply.read()
         finally:
             reply.close()
         raise _refusal(reply.status, data)
-
-    async def _in_time(self, waited: Awaitable[T]) -> T:
-        try:
-            async with asyncio.timeout(max(0.0, self.deadline - monotonic())):
-                return await waited
-        except TimeoutError as fault:
-            message = f"no answer within {self.timeout_s:g} s"
-            raise RequestRefused(504, message, kind="server_error", code="timeout") from fault
 
 
 def as_chunks(response: Json) -> Iterator[Json]:
@@ -160,14 +155,25 @@ def _refusal(status: int, data: bytes) -> RequestRefused:
     return RequestRefused(502, f"the engine failed: {message}", kind="server_error", code="engine_error")
 
 
-async def _events(reply: Reply) -> AsyncIterator[bytes]:
-    """The data of each server-sent event. Split at \\n alone: JSON may hold U+2028, which other splitters cut at."""
-    rest = b""
-    async for piece in reply.pieces():
-        *lines, rest = (rest + piece).split(b"\n")
+class Events:
+    """The data of server-sent events, from pieces as they come, until `[DONE]`.
+
+    Split at \\n alone: JSON may hold U+2028, which other splitters cut at.
+    """
+
+    def __init__(self) -> None:
+        self.done = False
+        self._rest = b""
+
+    def of(self, piece: bytes) -> Iterator[bytes]:
+        *lines, self._rest = (self._rest + piece).split(b"\n")
         for line in lines:
             if line.startswith(b"data:"):
-                yield line[5:].strip()
+                data = line[5:].strip()
+                if data == b"[DONE]":
+                    self.done = True
+                    return
+                yield data
 
 
 class Assembled:

@@ -81,11 +81,11 @@ class _LargeQuestion(Question):
 
     async def _send(self) -> Reply:
         body = self.body | {"stream": True, "stream_options": {"include_usage": True}}
-        reply = await self._in_time(self.engine.upstream.post("/v1/chat/completions", orjson.dumps(body)))
+        reply = await self.engine.upstream.post("/v1/chat/completions", orjson.dumps(body), self.deadline)
         if reply.status == 200:
             return reply
         try:
-            data = await self._in_time(reply.read())
+            data = await reply.read()
         finally:
             reply.close()
         said = data[:300].decode(errors="replace")

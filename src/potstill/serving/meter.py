@@ -21,6 +21,7 @@ from potstill.serving.call import Asked, Call
 from potstill.serving.costs import saved_usd
 from potstill.serving.counted import EVERY_S, Family, Shared, exposition, families_of
 from potstill.serving.history import History
+from potstill.serving.step_times import StepTimes
 from potstill.serving.steps import Step
 from potstill.serving.tallies import Tallies
 
@@ -33,7 +34,6 @@ BUCKETS_S = (
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.25, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0,
     60.0,
 )  # fmt: skip
-STEP_BUCKETS_S = (0.00001, 0.000025, 0.00005, 0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.05, 0.25, 1.0)
 MOST_VALUES = 200  # of a label; whatever comes after them is counted as `other`
 CATEGORIES = {
     400: "refused", 401: "unauthorised", 403: "forbidden", 404: "not_found", 413: "too_large", 422: "refused",
@@ -66,7 +66,8 @@ class Meter:
         self.latency = self._histogram("request_seconds", "Seconds until all was sent", "streamed", "answered_by")
         self.first_token = self._histogram("first_chunk_seconds", "Seconds until a stream began", "answered_by")
         self.question = self._histogram("question_seconds", "Seconds of each question put to a model", "by")
-        self.step = self._histogram("step_seconds", "Seconds in our steps", "step", "moment", buckets=STEP_BUCKETS_S)
+        self.step_times = StepTimes()
+        self.registry.register(self.step_times)
         self.saved = self._gauge("saved_usd", "US dollars below the baseline's price of the answers", "answered_by")
         self.in_flight = self._gauge("in_flight", "Completions being answered")
         self.engine_up = self._gauge("engine_up", "1 while the engine answers", mode="min")
@@ -79,8 +80,8 @@ class Meter:
     def _gauge(self, name: str, what: str, *labels: str, mode: Literal["livesum", "min", "max"] = "livesum") -> Gauge:
         return Gauge(f"potstill_{name}", what, labels, registry=self.registry, multiprocess_mode=mode)
 
-    def _histogram(self, name: str, what: str, *labels: str, buckets: tuple[float, ...] = BUCKETS_S) -> Histogram:
-        return Histogram(f"potstill_{name}", what, labels, buckets=buckets, registry=self.registry)
+    def _histogram(self, name: str, what: str, *labels: str) -> Histogram:
+        return Histogram(f"potstill_{name}", what, labels, buckets=BUCKETS_S, registry=self.registry)
 
     def add(self, counter: Counter | Gauge, amount: float, *values: str) -> None:
         """Add to what has these label values."""

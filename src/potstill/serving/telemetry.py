@@ -6,7 +6,6 @@ The step stands first, so that it sees a request before all others and ends it a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import replace
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -18,6 +17,7 @@ from potstill.serving.call import Call
 from potstill.serving.meter import Meter
 from potstill.serving.names import VariableName
 from potstill.serving.request_log import RequestLog
+from potstill.serving.step_times import StepTimes
 from potstill.serving.steps import Plan, Step
 from potstill.serving.traceparent import TRACE_LINES, Trace
 
@@ -104,18 +104,9 @@ def timed(plan: Plan, settings: ServeSettings, meter: Meter) -> Plan:
     wanted = settings.telemetry
     if wanted is None or not (wanted.steps or wanted.traces):
         return plan
-    counts = wanted.steps
-
-    def note(call: Call, step: str, moment: str, began: float) -> None:
-        seconds = monotonic() - began
-        if counts:
-            meter.note(meter.step, seconds, step, moment)
-        trace = call.marks.get(MARK)
-        if trace is not None and trace.sampled:
-            trace.steps.append((step, moment, began, seconds))
 
     def around(moments: tuple[Any, ...], name: str) -> tuple[Any, ...]:
-        return tuple(_clocked(each, name, note) for each in moments)
+        return tuple(_clocked(each, name, meter.step_times if wanted.steps else None) for each in moments)
 
     return replace(
         plan,
@@ -124,15 +115,21 @@ def timed(plan: Plan, settings: ServeSettings, meter: Meter) -> Plan:
     )  # fmt: skip
 
 
-def _clocked(moment: Any, name: str, note: Callable[[Call, str, str, float], None]) -> Any:
+def _clocked(moment: Any, name: str, counted: StepTimes | None) -> Any:
     step = type(moment.__self__).__module__.rpartition(".")[2]
+    times = counted.of(step, name) if counted is not None else None
 
     async def clocked(call: Call, *more: Any) -> None:
         began = monotonic()
         try:
             await moment(call, *more)
         finally:
-            note(call, step, name, began)
+            seconds = monotonic() - began
+            if times is not None:
+                times.add(seconds)
+            trace = call.marks.get(MARK)
+            if trace is not None and trace.sampled:
+                trace.steps.append((step, name, began, seconds))
 
     clocked.__qualname__ = moment.__qualname__  # what is said when an end fails
     return clocked

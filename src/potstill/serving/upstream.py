@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
+from math import inf
 from time import monotonic
 from typing import cast
 from urllib.parse import urlsplit
@@ -21,6 +22,7 @@ from potstill.serving.traceparent import TRACE_LINES
 # llama.cpp's server closes a connection that idles for five seconds; a request written into that moment is lost.
 IDLE_S = 2.0
 CONNECT_S = 5.0
+LINGER_S = 0.5  # an engine ends its body in a packet of its own, just behind the last event
 MOST_WAITING = 1 << 20  # bytes of a reply that nobody has taken yet, before the engine is told to wait
 
 
@@ -28,30 +30,39 @@ class UpstreamFault(OSError):
     """The other side could not be reached, or went away before its answer was whole."""
 
 
+class UpstreamLate(UpstreamFault):
+    """The deadline came before the answer was whole."""
+
+
 class Reply:
     """A response whose head has come; `pieces()` gives its body as it comes."""
 
-    __slots__ = ("_connection", "headers", "status")
+    __slots__ = ("_connection", "_finished", "headers", "status")
 
     def __init__(self, connection: _Connection) -> None:
-        self._connection = connection
+        self._connection, self._finished = connection, False
         self.status, self.headers = connection.status, connection.headers
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """The body, in pieces as they come; raises UpstreamFault when it breaks off."""
-        connection = self._connection
-        while True:
-            piece = await connection.next_piece()
-            if piece is None:
-                return
-            yield piece
+    async def next_piece(self) -> bytes | None:
+        """The next bytes of the body as they come, None at its end; raises UpstreamFault when it breaks off."""
+        return await self._connection.next_piece()
 
     async def read(self) -> bytes:
-        return b"".join([piece async for piece in self.pieces()])
+        pieces = []
+        while (piece := await self._connection.next_piece()) is not None:
+            pieces.append(piece)
+        return b"".join(pieces)
+
+    def finish(self) -> None:
+        """Give the connection back as soon as its last bytes have come: nothing more in them is wanted."""
+        self._finished = True
+        self._connection.leave(LINGER_S)
 
     def close(self) -> None:
-        """Give the connection back, or end it where the body was not read to its end."""
-        self._connection.leave()
+        """Give the connection back, or end it where the body was not read to its end. Nothing after `finish`."""
+        if not self._finished:
+            self._finished = True
+            self._connection.leave()
 
 
 class Upstream:
@@ -73,9 +84,10 @@ class Upstream:
         self._idle: deque[tuple[float, _Connection]] = deque()
         self._closed = False
 
-    async def post(self, path: str, body: bytes) -> Reply:
+    async def post(self, path: str, body: bytes, deadline: float = inf) -> Reply:
         """The reply's head; the caller closes the reply. Raises UpstreamFault.
 
+        At `deadline` (of `monotonic`) the connection is ended, and UpstreamLate raised to whoever reads the reply.
         A kept connection that turns out dead before a byte of the reply came is replaced once: nobody answered there.
         """
         lines = self._head + TRACE_LINES.get()
@@ -83,11 +95,13 @@ class Upstream:
         connection = self._kept()
         if connection is not None:
             try:
-                return await connection.ask(head + body)
+                return await connection.ask(head + body, deadline)
+            except UpstreamLate:
+                raise
             except UpstreamFault:
                 if connection.heard:
                     raise
-        return await (await self._connect()).ask(head + body)
+        return await (await self._connect(deadline)).ask(head + body, deadline)
 
     def _kept(self) -> _Connection | None:
         oldest = monotonic() - IDLE_S
@@ -98,15 +112,17 @@ class Upstream:
             connection.abort()
         return None
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self, deadline: float) -> _Connection:
         loop = asyncio.get_running_loop()
+        left = max(0.0, deadline - monotonic())
         try:
-            async with asyncio.timeout(self._connect_s):
+            async with asyncio.timeout(min(left, self._connect_s)):
                 _, connection = await loop.create_connection(
                     lambda: _Connection(self), self._host, self._port, ssl=self._ssl
                 )
         except TimeoutError as fault:
-            raise UpstreamFault(f"{self.url}: no connection within {self._connect_s:g} s") from fault
+            kind = UpstreamLate if left < self._connect_s else UpstreamFault
+            raise kind(f"{self.url}: no connection within {min(left, self._connect_s):g} s") from fault
         except OSError as fault:
             raise UpstreamFault(f"{self.url}: {fault}") from fault
         return connection
@@ -130,22 +146,26 @@ class _Connection(asyncio.Protocol):
     def __init__(self, owner: Upstream) -> None:
         self._owner = owner
         self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
         self.alive = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport, self.alive = cast(asyncio.Transport, transport), True  # uvloop's is no subclass
 
-    async def ask(self, request: bytes) -> Reply:
+    async def ask(self, request: bytes, deadline: float) -> Reply:
         self._parser = httptools.HttpResponseParser(self)
         self.status, self.headers, self.heard = 0, dict[str, str](), False
         self._pieces: deque[bytes] = deque()
         self._waiting = 0
-        self._whole = self._kept = self._paused = False
+        self._whole = self._kept = self._paused = self._left = False
         self._fault: UpstreamFault | None = None
         self._wake: asyncio.Future[None] | None = None
         if not self.alive or self._transport is None:
             raise UpstreamFault(f"{self._owner.url}: the connection was closed")
         self._transport.write(request)
+        if deadline < inf:
+            # One timer a question: a timeout around every read costs more than all the reading.
+            self._timer = asyncio.get_running_loop().call_later(max(0.0, deadline - monotonic()), self._late)
         try:
             while not self.status:
                 await self._more()
@@ -153,6 +173,11 @@ class _Connection(asyncio.Protocol):
             self.abort()
             raise
         return Reply(self)
+
+    def _late(self) -> None:
+        self._fault = UpstreamLate(f"{self._owner.url}: no whole answer in time")
+        self.abort()
+        self._woken()
 
     async def next_piece(self) -> bytes | None:
         """The next bytes of the body, None at its end."""
@@ -201,6 +226,8 @@ class _Connection(asyncio.Protocol):
 
     def on_message_complete(self) -> None:
         self._whole, self._kept = True, bool(self._parser.should_keep_alive())
+        if self._left:
+            self.leave()
 
     def connection_lost(self, fault: Exception | None) -> None:
         self.alive = False
@@ -212,13 +239,24 @@ class _Connection(asyncio.Protocol):
                 self._fault = self._fault or UpstreamFault(f"{self._owner.url}: went away before its answer was whole")
             self._woken()
 
-    def leave(self) -> None:
+    def leave(self, linger_s: float = 0.0) -> None:
+        """Back to the pool, now or as soon as the body has ended; closed where that takes longer."""
+        self._stop_timer()
         if self._whole and self._kept and self.alive:
             self._owner.take_back(self)
+        elif linger_s and not self._whole and self.alive:
+            self._left = True
+            self._timer = asyncio.get_running_loop().call_later(linger_s, self.abort)
         else:
             self.abort()
 
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def abort(self) -> None:
+        self._stop_timer()
         self.alive = False
         if self._transport is not None:
             self._transport.abort()
