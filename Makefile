@@ -28,6 +28,7 @@ check: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.curate --quick
 	$(BIN)/python -m benchmarks.train_cpu --quick
+	$(BIN)/python -m benchmarks.gateway --quick
 
 ui: $(INSTALLED)
 	mkdir -p work
