@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill import chat
+from potstill.canaries import choose_canaries
 from potstill.completers import Completer, Completion, CompletionRequest
 from potstill.completers.llama_cpp import LlamaCppCompleter
 from potstill.contract import Contract, first_difference, golden_differences
@@ -149,6 +150,18 @@ def compare(
     return Agreement(rows, equal, equal / rows, low, high, both_invalid, differing)
 
 
+def where_equal(
+    examples: Sequence[Example], file: Sequence[Completion], adapter: Sequence[Completion], task: Task
+) -> tuple[list[Example], list[Completion]]:
+    """The rows that file and adapter answer alike, with the file's answers: no rounding decided these."""
+    same = [
+        (example, got)
+        for example, got, wanted in zip(examples, file, adapter, strict=True)
+        if task.parse(got.text, example.tools).value == task.parse(wanted.text, example.tools).value
+    ]
+    return [each for each, _ in same], [each for _, each in same]
+
+
 def refuse_other_answers(name: str, agreement: Agreement, max_mismatch_share: float) -> None:
     """Raise PotstillError when the share of differing answers exceeds the limit by more than chance explains."""
     if 1.0 - agreement.high > max_mismatch_share:
@@ -160,14 +173,19 @@ def refuse_other_answers(name: str, agreement: Agreement, max_mismatch_share: fl
 
 
 def write_verification(
-    out: Path, contract: Contract, found: dict[str, Agreement], prompts: dict[str, list[str]]
+    out: Path,
+    contract: Contract,
+    found: dict[str, Agreement],
+    prompts: dict[str, list[str]],
+    canaries: Mapping[str, Json],
 ) -> Json:
-    """Write verification.json; returns its short form for the manifest (no texts)."""
+    """Write verification.json, with the questions that a server asks again; returns its short form (no texts)."""
     shared: Json = {"chat_template": "equal", "golden_prompts": len(contract.golden)}
     whole: Json = {
         name: {**shared, "prompts_differing": prompts[name], **asdict(agreement)} for name, agreement in found.items()
     }
-    write_atomically(out / VERIFICATION, json.dumps(whole, indent=1, ensure_ascii=False).encode())
+    written = {name: entry | canaries.get(name, {}) for name, entry in whole.items()}
+    write_atomically(out / VERIFICATION, json.dumps(written, indent=1, ensure_ascii=False).encode())
     short: dict[str, Any] = {
         name: {**entry, "prompts_differing": len(prompts[name]), "differing": len(entry["differing"])}
         for name, entry in whole.items()
@@ -204,7 +222,12 @@ def verify_files(
     finally:
         completer.close()
     agreements = {name: compare(wanted, found, rows, task) for name, (found, _) in checked.items()}
-    short = write_verification(out, contract, agreements, {name: prompts for name, (_, prompts) in checked.items()})
+    canaries = {
+        name: choose_canaries(*where_equal(rows, found, wanted, task), task) for name, (found, _) in checked.items()
+    }
+    short = write_verification(
+        out, contract, agreements, {name: prompts for name, (_, prompts) in checked.items()}, canaries
+    )
     for name, agreement in agreements.items():
         say(f"{name}: {agreement.equal} of {agreement.rows} answers equal the adapter's")
         refuse_other_answers(name, agreement, limit)

@@ -12,6 +12,7 @@ from potstill.canaries import Canary
 from potstill.completers.openai_form import llama_constraint
 from potstill.contract import Contract, golden_differences
 from potstill.errors import EngineFailure, ParityMismatch, RecipeError
+from potstill.progress import say
 from potstill.records import Json
 from potstill.serving.backends import VLLM_MODEL, Borrowed, Dialect, body_for
 from potstill.serving.engine_settings import AddressSettings
@@ -80,9 +81,10 @@ def _check_golden(peer: Peer, contract: Contract) -> None:
 
 
 def ask_canaries(peer: Peer, contract: Contract, canaries: Sequence[Canary]) -> None:
-    """Raises ParityMismatch unless every canary is answered as when the artifact was verified.
+    """Raises ParityMismatch where most canaries are answered otherwise than when the artifact was verified.
 
-    Answers are compared as the task reads them. Only a choice among labels is constrained, as in the verification.
+    Another processor may round one near-tie the other way; another model answers most of them differently. Answers are
+    compared as the task reads them. Only a choice among labels is constrained, as in the verification.
     """
     task = contract.make_task()
     constraint = task.constraint()
@@ -95,11 +97,15 @@ def ask_canaries(peer: Peer, contract: Contract, canaries: Sequence[Canary]) -> 
         found, wanted = task.parse(text, canary.tools), task.parse(canary.answer, canary.tools)
         if not found.valid or found.value != wanted.value:
             faults.append(f"canary {at}: answered {text[:60]!r}, expected {canary.answer[:60]!r}")
-    if faults:
-        raise ParityMismatch(
-            f"{peer.url}: {len(faults)} of {len(canaries)} canary questions are answered otherwise than when the "
-            f"artifact was verified: {'; '.join(faults[:3])}; is it the same model, and the same build of the engine?"
-        )
+    if not faults:
+        return
+    message = (
+        f"{peer.url}: {len(faults)} of {len(canaries)} canary questions are answered otherwise than when the "
+        f"artifact was verified: {'; '.join(faults[:3])}; is it the same model, and the same build of the engine?"
+    )
+    if 2 * len(faults) > len(canaries):
+        raise ParityMismatch(message)
+    say(f"serve: {message}")
 
 
 def _complete(peer: Peer, messages: Sequence[Json], tools: Sequence[Json], more: Json) -> Json:
