@@ -95,6 +95,8 @@ class Client(asyncio.Protocol):
             self.load.result.between.append(now - self.last)
         elif self.buffer:
             self.load.result.first.append(now - self.due)
+        else:
+            return  # the head alone
         self.last = now
 
     def connection_lost(self, fault: Exception | None) -> None:
@@ -121,10 +123,13 @@ class Load:
         self.waiting: deque[float] = deque()
         self.asked = self.out = 0
         self.closed_until = 0.0
+        self.there = self.most = 0
+        self.opening: set[asyncio.Future[None]] = set()
         self.finished = asyncio.Event()
 
     async def open(self, connections: int) -> None:
         loop = asyncio.get_running_loop()
+        self.there = self.most = connections
         for _ in range(connections):
             _, client = await loop.create_connection(lambda: Client(self), self.host, self.port)
             self.idle.append(client)
@@ -132,8 +137,11 @@ class Load:
     def send(self, due: float) -> None:
         if not self.idle:
             self.waiting.append(due)
+            if self.there < self.most:
+                self.there += 1
+                self.opening.add(asyncio.ensure_future(self.one_more()))
             return
-        self.idle.popleft().ask(self.requests[self.asked % len(self.requests)], due, self.stream)
+        self.idle.pop().ask(self.requests[self.asked % len(self.requests)], due, self.stream)
         self.asked += 1
         self.out += 1
 
@@ -152,11 +160,23 @@ class Load:
             self.finished.set()
 
     def lost(self, client: Client) -> None:
+        """A server may close a connection that idles, but not in the middle of an answer."""
         if client in self.idle:
             self.idle.remove(client)
         else:
             self.result.faults["connection lost"] += 1
             self.out -= 1
+            if not self.out and not self.waiting:
+                self.finished.set()
+        self.there -= 1
+
+    async def one_more(self) -> None:
+        """A connection for who waits; it stays for the others."""
+        loop = asyncio.get_running_loop()
+        _, client = await loop.create_connection(lambda: Client(self), self.host, self.port)
+        self.idle.append(client)
+        if self.waiting:
+            self.send(self.waiting.popleft())
 
     async def closed(self, connections: int, seconds: float) -> None:
         await self.open(connections)

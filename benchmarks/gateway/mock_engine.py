@@ -45,7 +45,7 @@ class Answers:
     """The bytes of all answers, made once."""
 
     def __init__(self, text: str, tokens: int, told: bool = False) -> None:
-        pieces = [text] if tokens <= 1 else [text, *("." for _ in range(tokens - 1))]
+        pieces = [text] if tokens <= 1 else [text, *(" word" for _ in range(tokens - 1))]
         usage = {"prompt_tokens": 12, "completion_tokens": tokens, "total_tokens": 12 + tokens}
         last = {"choices": [], "created": 1, "id": "chatcmpl-mock", "object": "chat.completion.chunk", "usage": usage}
         self.pieces = [chunk_of({"content": each}, None, told) for each in pieces]

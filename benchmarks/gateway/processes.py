@@ -61,6 +61,8 @@ def load(url: str, lines: Iterable[str], *, key: str = "", **options: object) ->
     for name, value in options.items():
         if value is not False:
             words += [f"--{name}"] + ([] if value is True else [str(value)])
-    done = subprocess.run(words, input="\n".join(lines), capture_output=True, text=True, check=True)
+    done = subprocess.run(words, input="\n".join(lines), capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"the load on {url} failed: {done.stderr[-2000:]}")
     found: Json = json.loads(done.stdout)
     return found

@@ -25,9 +25,9 @@ def azure(record: Record, folder: Path, seconds: float) -> None:
     lines = list(requests(folder, seconds))
     words = SCENARIOS["every policy, free text"]
     with running("benchmarks.gateway.mock_engine", ["--obey", "--every-ms", str(EVERY_MS)]) as engine:
-        direct = load(engine.url, lines, timed=True, stream=True, connections=800)
+        direct = load(engine.url, lines, timed=True, stream=True, connections=400)
         with running("benchmarks.gateway.door", ["--engine", engine.url, *words], scenario_env()) as door:
-            ours = load(door.url, lines, key=KEY, timed=True, stream=True, connections=800)
+            ours = load(door.url, lines, key=KEY, timed=True, stream=True, connections=400)
     record.figure("azure trace: requests", ours["requests"], "requests")
     for what in ("first_ms", "between_ms", "latency_ms"):
         for at in ("p50", "p99"):

@@ -83,7 +83,10 @@ class _Patient(HttpToolsProtocol):
         if self._stalled is not None and now - self._stalled > self.limit_s:
             self.transport.abort()  # what waits would never be read
         elif self._since is not None and now - self._since > self._allowed_s():
-            self._refuse(408, f"no whole request within {self._allowed_s():.0f} s")
+            if self._in_head and not self._head:
+                self.transport.close()  # nothing was asked: an answer out of the blue would be taken for the next one's
+            else:
+                self._refuse(408, f"no whole request within {self._allowed_s():.0f} s")
         if not self.transport.is_closing():
             self._look_again()
 
