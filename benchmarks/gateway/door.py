@@ -22,7 +22,7 @@ from potstill.contract import Contract
 from potstill.manifest import write_manifest
 from potstill.prompt import PromptRule
 from potstill.records import Example, Json
-from potstill.serving.assemble import Listener, assemble
+from potstill.serving.assemble import Listener, assemble, calm_collector
 from potstill.serving.backends import Address
 from potstill.serving.fleet import Deployment, Fleet
 from potstill.serving.server import Server
@@ -76,6 +76,7 @@ def calibrated(folder: Path, served: Served) -> Path:
 def run_listener(server: Server) -> None:
     """Answer until our standard input ends; prints the address first."""
     listener = Listener(server)
+    calm_collector()
 
     async def main() -> None:
         listening = socket.create_server(("127.0.0.1", 0), backlog=4096)

