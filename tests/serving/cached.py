@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
+from math import inf
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import orjson
@@ -22,7 +24,7 @@ from potstill.serving.server import Server
 from potstill.serving.settings import ServeSettings
 from potstill.serving.start import Served
 from potstill.serving.steps import Plan, Step
-from potstill.serving.upstream import UpstreamFault
+from potstill.serving.upstream import UpstreamFault, UpstreamLate
 from potstill.tasks import task_from
 
 TENANTS, QUESTIONS = 20, 25
@@ -45,14 +47,18 @@ class InProcessEngine:
     def upstream(self) -> InProcessEngine:
         return self
 
-    async def post(self, path: str, body: bytes) -> _Reply:
+    async def post(self, path: str, body: bytes, deadline: float = inf) -> _Reply:
         found = orjson.loads(body)
         self.got.append(found)
+        left_s = max(0.0, deadline - monotonic())
         try:
-            await asyncio.sleep(self.after_s)
+            await asyncio.sleep(min(self.after_s, left_s))
         except asyncio.CancelledError:
             self.left += 1
             raise
+        if self.after_s > left_s:
+            self.left += 1
+            raise UpstreamLate("late")
         text = self.answer(found)
         if text is None:
             raise UpstreamFault("gone")
@@ -77,10 +83,13 @@ class _Reply:
             {"created": 1, "choices": [{"index": 0, "delta": {}, "finish_reason": engine.finish}]},
             {"created": 1, "choices": [], "usage": usage | details},
         ]
-        self.data = b"".join(b"data: " + orjson.dumps(each) + b"\n\n" for each in chunks) + b"data: [DONE]\n\n"
+        events = b"".join(b"data: " + orjson.dumps(each) + b"\n\n" for each in chunks)
+        self.unread = [events + b"data: [DONE]\n\n"]
 
-    async def pieces(self) -> AsyncIterator[bytes]:
-        yield self.data
+    async def next_piece(self) -> bytes | None:
+        return self.unread.pop() if self.unread else None
+
+    def finish(self) -> None: ...
 
     def close(self) -> None: ...
 

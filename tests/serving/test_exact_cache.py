@@ -210,9 +210,9 @@ def test_nobody_waits_past_the_deadline_and_a_stuck_leader_is_joined() -> None:
         engine = InProcessEngine(echo)
         post = engine.post
 
-        async def first_is_stuck(path: str, body: bytes) -> Any:
+        async def first_is_stuck(path: str, body: bytes, deadline: float) -> Any:
             await asyncio.sleep(next(slow))
-            return await post(path, body)
+            return await post(path, body, deadline)
 
         engine.post = first_is_stuck  # type: ignore[method-assign]
         async with Cached(engine, cache={"exact": {"wait_s": 0.1}}) as server:
