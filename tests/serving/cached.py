@@ -9,7 +9,7 @@ from collections.abc import Callable
 from math import inf
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, ClassVar
 
 import orjson
 
@@ -74,6 +74,7 @@ class InProcessEngine:
 
 class _Reply:
     status = 200
+    headers: ClassVar[dict[str, str]] = {}
 
     def __init__(self, engine: InProcessEngine, text: str) -> None:
         usage = {"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 10}
@@ -88,6 +89,9 @@ class _Reply:
 
     async def next_piece(self) -> bytes | None:
         return self.unread.pop() if self.unread else None
+
+    async def next_burst(self, end: bytes) -> bytes | None:
+        return await self.next_piece()
 
     def finish(self) -> None: ...
 

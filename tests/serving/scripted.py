@@ -88,7 +88,7 @@ class Scripted:
                 body = json.loads(await reader.readexactly(length))
                 self.got.append(body)
                 answer = await self._said(body, reader)
-                writer.write(answer if isinstance(answer, bytes) else _reply(answer))
+                writer.write(answer if isinstance(answer, bytes) else _reply(answer, body.get("stream", False)))
                 await writer.drain()
         except (asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
             return
@@ -97,15 +97,19 @@ class Scripted:
             writer.transport.abort()
 
 
-def _reply(answer: Any) -> bytes:
+def _reply(answer: Any, stream: bool) -> bytes:
     if isinstance(answer, tuple):
         status, headers, body = answer
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         return f"HTTP/1.1 {status} X\r\n{lines}content-length: {len(body)}\r\n\r\n{body}".encode()
     found = answer if isinstance(answer, dict) else {"text": answer}
-    choice = {"index": 0, "delta": {"content": found["text"]}, "finish_reason": None}
-    if found.get("content"):
-        choice["logprobs"] = {"content": found["content"]}
+    logprobs = {"logprobs": {"content": found["content"]}} if found.get("content") else {}
+    if not stream:
+        message = {"role": "assistant", "content": found["text"]}
+        choice = {"index": 0, "message": message, "finish_reason": found.get("finish_reason", "stop")} | logprobs
+        data = json.dumps({"created": 1, "choices": [choice], "usage": USAGE}).encode()
+        return b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n" % len(data) + data
+    choice = {"index": 0, "delta": {"content": found["text"]}, "finish_reason": None} | logprobs
     end = {"index": 0, "delta": {}, "finish_reason": found.get("finish_reason", "stop")}
     events = [{"created": 1, "choices": [choice]}, {"choices": [end]}, {"choices": [], "usage": USAGE}]
     data = b"".join(b"data: " + json.dumps(each).encode() + b"\n\n" for each in events) + b"data: [DONE]\n\n"

@@ -27,7 +27,7 @@ from potstill.serving.captured import join
 from potstill.serving.fleet import Fleet
 from potstill.serving.meter import Meter
 from potstill.serving.order import ORDER
-from potstill.serving.redact_lines import RedactLines
+from potstill.serving.redact_lines import FEW, RedactLines
 from potstill.serving.rotation import rotate
 from potstill.serving.server import Server
 from potstill.serving.settings import ServeSettings
@@ -127,8 +127,9 @@ TEXTS = st.one_of(
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(texts=st.lists(TEXTS, min_size=1, max_size=6))
-def test_lines_redacted_together_are_those_redacted_alone(texts: list[str]) -> None:
+@given(texts=st.lists(TEXTS, min_size=1, max_size=6), copies=st.sampled_from([1, FEW + 1]))
+def test_lines_redacted_together_are_those_redacted_alone(texts: list[str], copies: int) -> None:
+    texts = texts * copies  # few are read one by one, many in one call
     lines = [line(f"i{at}", text, metadata={"user": text, "conversation": None}) for at, text in enumerate(texts)]
     together = [orjson.loads(each) for each in RedactLines(b"k").lines([orjson.dumps(each) for each in lines])]
     assert together == [Redactor(key=b"k").exchange(each) for each in lines]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from potstill.serving.upstream import Upstream, UpstreamFault, UpstreamLate
+from potstill.serving.upstream import MOST_WAITING, Upstream, UpstreamFault, UpstreamLate
 
 Script = Callable[[asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
 WHOLE = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nhello"
@@ -104,6 +104,81 @@ def test_an_answer_that_breaks_off_is_a_fault_never_a_short_answer(bytes_sent: b
         async with scripted(script) as upstream:
             with pytest.raises(UpstreamFault):
                 await asked(upstream)
+
+    asyncio.run(main())
+
+
+def chunked(*pieces: bytes) -> bytes:
+    return b"".join(b"%x\r\n%b\r\n" % (len(each), each) for each in pieces)
+
+
+def test_a_burst_comes_in_one_and_wakes_its_reader_once() -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        await request_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        for each in [b"a", b"b", b"c", b"END\n", b"more", b"END\n"]:
+            writer.write(chunked(each))
+            await writer.drain()
+            await asyncio.sleep(0.01)
+        writer.write(chunked(b""))
+        await writer.drain()
+
+    async def main() -> None:
+        async with scripted(script) as upstream:
+            reply = await upstream.post("/v1/x", b"{}")
+            woken = 0
+            more = reply._connection._more
+
+            async def counted() -> None:
+                nonlocal woken
+                woken += 1
+                await more()
+
+            reply._connection._more = counted  # type: ignore[method-assign]
+            assert await reply.next_burst(b"END\n") == b"abcEND\n"
+            assert woken <= 2
+            assert await reply.next_burst(b"END\n") == b"moreEND\n"
+            assert await reply.next_burst(b"END\n") is None
+            reply.close()
+
+    asyncio.run(main())
+
+
+def test_a_burst_larger_than_what_may_wait_comes_in_parts_and_none_is_lost() -> None:
+    body = b"x" * (5 * MOST_WAITING) + b"END"
+
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        await request_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n" % len(body) + body)
+        await writer.drain()
+        await asyncio.sleep(5)
+
+    async def main() -> None:
+        async with scripted(script) as upstream, asyncio.timeout(4):
+            reply = await upstream.post("/v1/x", b"{}")
+            parts = []
+            while (part := await reply.next_burst(b"END")) is not None:
+                parts.append(part)
+            assert b"".join(parts) == body
+            reply.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("late", [True, False])
+def test_a_burst_that_breaks_off_or_is_late_is_a_fault(late: bool) -> None:
+    async def script(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, number: int) -> None:
+        await request_of(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n" + chunked(b"half"))
+        await writer.drain()
+        await asyncio.sleep(5 if late else 0.1)
+
+    async def main() -> None:
+        async with scripted(script) as upstream, asyncio.timeout(4):
+            reply = await upstream.post("/v1/x", b"{}", monotonic() + 0.3)
+            with pytest.raises(UpstreamLate if late else UpstreamFault):
+                await reply.next_burst(b"END")
+            reply.close()
 
     asyncio.run(main())
 

@@ -140,8 +140,8 @@ class CaptureLog:
         self._writer.join()
 
     def _write_all(self) -> None:
-        if hasattr(self._redact, "lines"):
-            self._redact.lines([])  # type: ignore[union-attr]
+        if isinstance(self._redact, RedactLines):
+            self._redact.warm()
         while True:
             self._wake.wait(1.0)
             if self._wake.is_set():
@@ -169,6 +169,8 @@ class CaptureLog:
         """Write a group of lines; a fault fails the whole group, loudly, and the server goes on."""
         for kind in KINDS:
             group = [each for each in batch if each.kind == kind]
+            if not group:
+                continue
             try:
                 group = self._redacted(group)
                 data = b"".join(each.line for each in group)

@@ -79,7 +79,8 @@ class Allowance:
 class _LargeQuestion(Question):
     """Keeps the status of a refusal and its Retry-After, which say whether another try is worth anything."""
 
-    async def _send(self) -> Reply:
+    async def _send(self, stream: bool) -> Reply:
+        """Always a stream: what is left early is paid for no longer."""
         body = self.body | {"stream": True, "stream_options": {"include_usage": True}}
         reply = await self.engine.upstream.post("/v1/chat/completions", orjson.dumps(body), self.deadline)
         if reply.status == 200:

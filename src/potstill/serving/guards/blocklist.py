@@ -1,7 +1,7 @@
 """Words and patterns that may not pass, matched in time that grows with the text alone.
 
 Words become one pattern, a tree of letters. Patterns of the user's are compiled by RE2 (google-re2), which matches in
-linear time whatever it is given; where it is not installed, Python's `re` takes those alone whose work is bounded.
+linear time whatever it is given.
 """
 
 from __future__ import annotations
@@ -9,10 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import import_module
-from importlib.util import find_spec
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +18,6 @@ from potstill.serving.guards.normalise import Reading, plain, tokens_of
 from potstill.serving.guards.settings import ListSettings
 
 WIDEST = 256  # characters of a match that a stream waits for; a pattern that may match more needs the whole answer
-MOST_STEPS = 1_000  # ways to match at one place that Python's engine may have to try
 _END = ""
 Span = tuple[int, int]
 Tree = dict[str, Any]
@@ -145,9 +141,7 @@ def of_pattern(text: str) -> Pattern:
         raise ValueError(f"{text!r}: look-around and references take more than linear time; write it without")
     anchored = _holds(parsed, {"AT_BEGINNING", "AT_BEGINNING_STRING", "AT_END", "AT_END_STRING"})
     width = high + 1 if high < WIDEST and not anchored else None
-    engine = re2()
-    if engine is None:
-        return Pattern(_bounded(text, parsed, high), width)
+    engine = import_module("re2")
     try:
         return Pattern(engine.compile(f"(?i){text}", _quiet(engine)), width)
     except engine.error as fault:
@@ -161,36 +155,6 @@ def _parsed(text: str) -> Any:
         raise ValueError(f"{text!r}: {fault}") from fault
     except (RecursionError, OverflowError) as fault:
         raise ValueError(f"{text!r}: too deep or too large") from fault
-
-
-def _bounded(text: str, parsed: Any, high: int) -> re.Pattern[str]:
-    """By Python's `re`, when what it may try at one place is bounded; raises ValueError."""
-    if high >= WIDEST:
-        raise ValueError(
-            f"{text!r} may match without end, which Python's engine may take hours for; "
-            "bound its repeats ({0,40} for *), or pip install google-re2"
-        )
-    ways = prod(_ways(parsed))
-    if ways > MOST_STEPS:
-        raise ValueError(
-            f"{text!r} can match in {ways:,} ways at one place, more than {MOST_STEPS:,}: simplify its repeats, "
-            "or pip install google-re2"
-        )
-    return re.compile(text, re.IGNORECASE)
-
-
-def _ways(parsed: Any) -> Iterable[int]:
-    """For every repeat and alternative how many ways it has, those inside a repeat as often as that may run."""
-    for operator, argument in parsed:
-        name = str(operator)
-        if name in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
-            low, high, inner = argument
-            within = prod(_ways(inner))
-            yield (high - low + 1) * within ** min(int(high), 8)
-        elif name == "BRANCH":
-            yield sum(prod(_ways(each)) for each in argument[1])
-        elif name in ("SUBPATTERN", "ATOMIC_GROUP"):
-            yield prod(_ways(argument[-1] if name == "SUBPATTERN" else argument))
 
 
 def _holds(parsed: Any, names: set[str]) -> bool:
@@ -209,12 +173,6 @@ def _inside(argument: Any) -> Iterable[Any]:
     elif isinstance(argument, tuple | list):
         for each in argument:
             yield from _inside(each)
-
-
-@lru_cache(maxsize=1)
-def re2() -> Any | None:
-    """google-re2 where it is installed."""
-    return import_module("re2") if find_spec("re2") is not None else None
 
 
 def _quiet(engine: Any) -> Any:
