@@ -35,7 +35,7 @@ def main() -> int:
     if args.azure and (not args.only or args.only == "azure"):
         replay.azure(record, args.azure, seconds=20.0 if args.quick else 120.0)
     if args.artifact and (not args.only or args.only == "real"):
-        real.compare(record, args.artifact, rounds, requests=60 if args.quick else 240)
+        real.compare(record, args.artifact, turns=8 if args.quick else 24, requests=50)
     return record.finish(as_json=args.json, keep=args.keep)
 
 
