@@ -27,7 +27,7 @@ def main() -> int:
     """Measure, print, and return the exit code."""
     args = options()
     record = Record("gateway", quick=args.quick, packages=PACKAGES)
-    rounds, seconds = (2, 3.0) if args.quick else (5, 8.0)
+    rounds, seconds = (2, 3.0) if args.quick else (3, 6.0)
     if not args.only or args.only == "policies":
         policies(record, rounds, seconds, args.rate, args.litellm)
     if not args.only or args.only == "streams":

@@ -54,7 +54,8 @@ class Http:
 
     def query(self) -> dict[str, str]:
         """The query string, the last value of each name."""
-        return dict(parse_qsl(self.scope.get("query_string", b"").decode("latin-1"), max_num_fields=32))
+        text = self.scope.get("query_string", b"").decode("latin-1")
+        return dict(parse_qsl(text, keep_blank_values=True, max_num_fields=32))
 
     def header(self, name: bytes) -> str:
         """The value of a header by its lower-case name; "" where it was not sent."""

@@ -83,9 +83,9 @@ async def _list(server: Server, http: Http, table: str, most: int) -> None:
         raise RequestRefused(400, f"order: found {order[:20]!r}, expected asc or desc", param="order")
     limit = int(wanted)
     store = batches.store
-    found = await asyncio.to_thread(store.listed, table, owner, query.get("after"), limit, order == "asc")
+    found = await asyncio.to_thread(store.listed, table, owner, query.get("after") or None, limit, order == "asc")
     page = found[:limit]
-    if "purpose" in query:
+    if query.get("purpose"):
         page = [each for each in page if each.get("purpose") == query["purpose"]]
     await http.respond_json(
         {
