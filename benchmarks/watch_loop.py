@@ -1,6 +1,6 @@
 """The loop, unattended, on Banking77: v1 from a third of the log, the rest replayed with feedback, v2 promoted, poison.
 
-    python -m benchmarks.watch_loop            all 77 intents: hours on two cores
+    python -m benchmarks.watch_loop            all 77 intents: an hour on two quiet cores
     python -m benchmarks.watch_loop --small    six intents, the same base: some ten minutes on two quiet cores
     python -m benchmarks.watch_loop --small --base FOLDER --margin 0.6 --train '{...}'
 
@@ -87,7 +87,7 @@ class Scale:
 
 SMALL = Scale(FEW, 90, 200, 100, 0.3, 0.15, 60, "{learning_rate: 5.0e-4, epochs: 2, batch_tokens: 512, window: 256}",
               3600)  # fmt: skip
-FULL = Scale((), 3080, 3000, 1000, 0.1, 0.05, 400, "{learning_rate: 5.0e-4, epochs: 1, batch_tokens: 512, window: 256}",
+FULL = Scale((), 1000, 1500, 500, 0.1, 0.1, 300, "{learning_rate: 1.0e-3, epochs: 2, batch_tokens: 1024, window: 256}",
              86_400)  # fmt: skip
 
 
