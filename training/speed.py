@@ -6,18 +6,25 @@ import time
 from typing import Any
 
 
+LEAST_PRODUCTS = 5
+
+
 def matrix_product_flops(device: str = "cpu", *, size: int = 1024, seconds: float = 0.3) -> float:
-    """Floating-point operations a second of a bf16 product of two square matrices: the best of several."""
+    """Floating-point operations a second of a bf16 product of two square matrices: the best of several.
+
+    The first one makes its kernel, which may take longer than `seconds`: it alone says nothing.
+    """
     import torch
 
     left, right = (torch.randn(size, size, device=device).to(torch.bfloat16) for _ in range(2))
-    best, end = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < end or best == float("inf"):
+    best, done, end = float("inf"), 0, time.perf_counter() + seconds
+    while done < LEAST_PRODUCTS or time.perf_counter() < end:
         start = time.perf_counter()
         product = left @ right
         if device != "cpu":
             torch.cuda.synchronize()
         best = min(best, time.perf_counter() - start)
+        done += 1
         del product
     return 2 * size**3 / best
 
