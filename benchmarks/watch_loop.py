@@ -87,7 +87,7 @@ class Scale:
 
 SMALL = Scale(FEW, 90, 200, 100, 0.3, 0.15, 60, "{learning_rate: 5.0e-4, epochs: 2, batch_tokens: 512, window: 256}",
               3600)  # fmt: skip
-FULL = Scale((), 1000, 1500, 500, 0.1, 0.1, 300, "{learning_rate: 1.0e-3, epochs: 2, batch_tokens: 1024, window: 256}",
+FULL = Scale((), 1000, 1500, 500, 0.1, 0.1, 300, "{learning_rate: 1.0e-3, epochs: 3, batch_tokens: 512, window: 256}",
              86_400)  # fmt: skip
 
 
