@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from benchmarks.gateway import peers, real, replay
-from benchmarks.gateway.policies import KEY, SCENARIOS, bodies, scenario_env
+from benchmarks.gateway.policies import FILTER, KEY, SCENARIOS, bodies, scenario_env
 from benchmarks.gateway.processes import Running, load, running
 from benchmarks.record import Record, arguments
 
@@ -116,20 +116,26 @@ def goals(record: Record, found: dict[str, dict[str, list[float]]]) -> None:
 
 
 def streams(record: Record, count: int, rounds: int) -> None:
-    """Time between tokens of many streams at once, each five tokens a second, through us and directly."""
-    added = []
+    """Time between tokens of many streams at once, each five tokens a second, through us and directly.
+
+    The filters hold words back until they can be no part of a match, so that tokens come later and together.
+    """
+    every = SCENARIOS["every policy, free text"]
+    ways = {"every policy": every, "every policy but the filters": [each for each in every if each not in FILTER]}
+    added: dict[str, list[float]] = {name: [] for name in ways}
+    lines = bodies(stream=True)
     with running(MOCK, ["--tokens", "25", "--every-ms", "200"]) as engine:
         for at in range(rounds):
-            print(f"gateway: {count} streams: round {at + 1} of {rounds}", file=sys.stderr, flush=True)
-            words = SCENARIOS["every policy, free text"]
-            lines = bodies(stream=True)
-            with running(DOOR, ["--engine", engine.url, *words], scenario_env()) as door:
-                ours = load(door.url, lines, key=KEY, stream=True, rate=count / 4, connections=count, seconds=8)
             direct = load(engine.url, lines, stream=True, rate=count / 4, connections=count, seconds=8)
-            added.append(ours["between_ms"]["p99"] - direct["between_ms"]["p99"])
-    record.figure("streams: added time between tokens, p99", added, "ms")
-    record.check(f"{count} streams: added time between tokens, p99",
-                 record.figures["streams: added time between tokens, p99"].value, at_most=2.0, unit="ms")  # fmt: skip
+            for name, words in ways.items():
+                print(f"gateway: {count} streams: round {at + 1} of {rounds}: {name}", file=sys.stderr, flush=True)
+                with running(DOOR, ["--engine", engine.url, *words], scenario_env()) as door:
+                    ours = load(door.url, lines, key=KEY, stream=True, rate=count / 4, connections=count, seconds=8)
+                added[name].append(ours["between_ms"]["p99"] - direct["between_ms"]["p99"])
+    for name, each in added.items():
+        figure = f"{count} streams, {name}: added time between tokens, p99"
+        record.figure(figure, each, "ms")
+        record.check(figure, record.figures[figure].value, at_most=2.0, unit="ms")
 
 
 if __name__ == "__main__":
