@@ -108,8 +108,9 @@ def test_pages_follow_one_another(door: MockDoor) -> None:
         assert seen[:3] == batches[::-1]
         with pytest.raises(openai.BadRequestError, match="limit"):
             found.batches.list(limit=5000)
+        anna = {"authorization": "Bearer anna"}
         for query in ("limit=", "order=", "order=up"):
-            assert httpx.get(f"{door.url}/v1/files?{query}").status_code == 400, query
+            assert httpx.get(f"{door.url}/v1/files?{query}", headers=anna).status_code == 400, query
         for each in batches:
             ended(found, found.batches.retrieve(each))
 
