@@ -16,6 +16,7 @@ from pathlib import Path
 
 from potstill.captured_files import folder_locked
 from potstill.errors import PotstillError
+from potstill.forgetting.caches import empty_cache
 from potstill.forgetting.needles import Needles
 from potstill.forgetting.plan import Plan, Trace, find_traces, needles_of
 from potstill.forgetting.reading import edits_of, finished_folders, traffic
@@ -35,7 +36,7 @@ from potstill.manifest import MANIFEST, Manifest, sha256_file, write_atomically
 from potstill.pipeline import locked
 from potstill.records import Json
 
-IN_ORDER = ("delete", "page", "json", "lines", "ledger", "usage", "rows", "blank")
+IN_ORDER = ("delete", "page", "json", "lines", "ledger", "cache", "usage", "rows", "blank")
 Step = Callable[[str], None]
 
 
@@ -224,6 +225,8 @@ def _do(work: Path, trace: Trace, wanted: Wanted, needles: Needles, record: str)
         strike_lines(path, wanted, needles)
     elif trace.act == "ledger":
         strike_ledger(path, wanted)
+    elif trace.act == "cache":
+        empty_cache(path)
     elif trace.act == "usage":
         strike_usage(path, wanted)
     elif trace.act == "rows":

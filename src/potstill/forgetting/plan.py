@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from potstill.captured_files import is_captured
+from potstill.forgetting.caches import TABLES, cache_rows
 from potstill.forgetting.needles import Needles
 from potstill.forgetting.reading import (
     batches,
@@ -28,7 +29,9 @@ from potstill.manifest import MANIFEST, Manifest, sha256_file
 from potstill.members import MEMBERS
 from potstill.records import Json
 
-Act = Literal["blank", "suppress", "rows", "lines", "json", "page", "ledger", "usage", "delete", "mark", "look"]
+Act = Literal[
+    "blank", "suppress", "rows", "lines", "json", "page", "ledger", "cache", "usage", "delete", "mark", "look"
+]
 WORDS: Mapping[Act, str] = {
     "blank": "lines blanked where they lie",
     "suppress": "not ours: not edited, never read again by distill",
@@ -37,6 +40,7 @@ WORDS: Mapping[Act, str] = {
     "json": "entries taken out",
     "page": "page taken away, a note left",
     "ledger": "the teacher's answers deleted, their cost kept",
+    "cache": "emptied: its entries do not tell whose they were; restart a server that runs",
     "usage": "rows of what was used deleted",
     "delete": "deleted",
     "mark": "marked",
@@ -156,14 +160,22 @@ def _files(work: Path, plan: Plan, needles: Needles) -> list[Trace]:
     leftover = _leftovers(work, plan)
     found = [Trace("unfinished folder", _name(each, work), "delete") for each in leftover]
     for path in walk(work):
-        if any(path.is_relative_to(each) for each in leftover):
+        if any(path.is_relative_to(each) for each in leftover) or path.name in TABLES:
             continue
         home = next((homes[each] for each in path.parents if each in homes), None)
         act, rows = _act_on(path, plan.wanted, needles, wide)
         if act is not None:
             kind = f"{home.kind} file" if home is not None else _kind_of(path, work)
             found.append(Trace(kind, _name(path, work), act, rows, sha256_file(path)))
-    return [*found, *_pages_beside(work, homes, found)]
+    return [*found, *_caches(work, [*plan.traces, *found]), *_pages_beside(work, homes, found)]
+
+
+def _caches(work: Path, found: Sequence[Trace]) -> list[Trace]:
+    """Kept answers of servers below the working folder, where one of these served what goes."""
+    if not any(each.act in ("blank", "usage") for each in found):
+        return []
+    files = [(path, cache_rows(path)) for path in sorted(work.rglob("*.sqlite")) if path.name in TABLES]
+    return [Trace("kept answers", _name(path, work), "cache", rows) for path, rows in files if rows]
 
 
 def _pages_beside(work: Path, homes: Mapping[Path, Manifest], found: Sequence[Trace]) -> list[Trace]:
