@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from potstill.recipe import Section
-from potstill.records import Example, Exchange, Message
+from potstill.records import NOT_WHOLE, Example, Exchange, Message, why_not_whole
 from potstill.tasks import Task
 
 from .opinions import thumb
@@ -80,8 +80,8 @@ def to_example(
     said = task.parse(text, tools)
     teacher = task.canonical(said.value) if said.valid else None
     answer, refusal = teacher, None if teacher is not None else f"invalid answer: {said.reason}"
-    if choice.get("finish_reason") == "length":
-        answer, refusal = None, "answer was cut off (finish_reason: length)"
+    if (ended := choice.get("finish_reason")) in NOT_WHOLE:
+        answer, refusal = None, why_not_whole(ended)
     correction = exchange.correction if corrections.use and exchange.feedback else None
     if correction is not None:
         corrected = task.from_gold(correction)

@@ -18,6 +18,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from potstill.errors import RecipeError
 from potstill.recipe import Section
+from potstill.records import NOT_WHOLE, why_not_whole
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -141,8 +142,8 @@ def answer_reasons(batch: pa.RecordBatch | pa.Table, settings: Filters) -> pa.Ar
     answer, talks = _text(batch, ANSWER), _talks(batch)
     found: list[tuple[Any, str]] = []
     if settings.truncated:
-        cut_off = pc.equal(_text(batch, FINISH_REASON), "length")
-        found += [(cut_off, "answer was cut off (finish_reason: length)")]
+        ended = _text(batch, FINISH_REASON)
+        found += [(pc.equal(ended, each), why_not_whole(each)) for each in NOT_WHOLE]
     if settings.empty:
         empty = pc.or_(pc.equal(pc.binary_length(answer), 0), pc.utf8_is_space(answer))
         found += [(pc.and_(talks, empty), "empty answer")]

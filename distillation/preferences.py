@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 
 from potstill.preferences import Opinion, Preference, PreferenceSource
 from potstill.prompt import PromptRule
-from potstill.records import Exchange
+from potstill.records import NOT_WHOLE, Exchange
 from potstill.tasks import Task
 
 from .duplicates import components, link
@@ -81,7 +81,7 @@ def _by_request(exchanges: Iterable[Exchange], task: Task, left_out: Counter[str
 def _read(row: int, exchange: Exchange, task: Task, left_out: Counter[str]) -> _Said:
     raw = task.text_of(exchange.answer)
     parsed = task.parse(raw, exchange.tools)
-    valid = parsed.valid and exchange.finish_reason != "length"
+    valid = parsed.valid and exchange.finish_reason not in NOT_WHOLE
     corrected = None
     if exchange.correction is not None:
         wanted = task.from_gold(exchange.correction)

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Literal
 
-from potstill.records import Exchange
+from potstill.records import NOT_WHOLE, Exchange
 from potstill.tasks import Task
 
 Samples = Literal["first", "all"]
@@ -34,7 +34,7 @@ def sampled(exchange: Exchange, task: Task) -> str | None:
     valid = []
     for each in choices:
         message = each.get("message")
-        if not isinstance(message, dict) or each.get("finish_reason") == "length":
+        if not isinstance(message, dict) or each.get("finish_reason") in NOT_WHOLE:
             continue
         parsed = task.parse(task.text_of(message), exchange.tools)
         if parsed.valid:

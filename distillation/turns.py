@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from potstill.prompt import joined
-from potstill.records import Exchange, Json, Learn, Message, canonical_json
+from potstill.records import NOT_WHOLE, Exchange, Json, Learn, Message, canonical_json
 from potstill.tasks import Task
 
 from .opinions import thumb
@@ -74,7 +74,7 @@ def trace(exchange: Exchange, task: Task, checked: dict[int, bool]) -> Trace:
             checked[hashes[at]] = task.parse(task.text_of(said[at]), exchange.tools).valid
     spoilt = {hashes[at] for at in places if not checked[hashes[at]]}
     objected = exchange.correction is not None or any(thumb(each) is False for each in exchange.feedback)
-    if objected or exchange.finish_reason == "length":
+    if objected or exchange.finish_reason in NOT_WHOLE:
         spoilt.add(hashes[-1])
     return Trace(exchange.id, tuple(hashes), places, tuple(sorted(spoilt)))
 

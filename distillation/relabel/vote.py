@@ -9,7 +9,7 @@ from typing import Any
 
 from potstill.completers import CompletionRequest
 from potstill.completers.openai_form import read_chat
-from potstill.records import Json
+from potstill.records import NOT_WHOLE, Json
 from potstill.tasks.base import Parsed, Task
 
 from .ledger import Paid
@@ -35,7 +35,7 @@ def read_answer(task: Task, paid: Paid, tools: Sequence[Json]) -> Parsed:
     completion = read_chat(CompletionRequest("", []), data, 0.0)
     if completion.error is not None or completion.message is None:
         return Parsed(reason=completion.error or "no message")
-    if completion.finish_reason in ("length", "content_filter"):
+    if completion.finish_reason in NOT_WHOLE:
         return Parsed(reason=f"finish_reason is {completion.finish_reason}")
     return task.parse(task.text_of(completion.message), tools)
 

@@ -21,6 +21,7 @@ FeedbackKind = Literal["thumbs", "score", "correction"]
 FEEDBACK_KINDS: tuple[FeedbackKind, ...] = ("thumbs", "score", "correction")
 
 
+NOT_WHOLE = ("length", "content_filter")  # finish reasons of answers that end before they are done
 _TEXT = (str, type(None))
 _NUMBER = (int, float, type(None))
 
@@ -206,6 +207,12 @@ class Prediction:
     quality: Mapping[str, float] = field(default_factory=dict)
     agreement: Mapping[str, float] = field(default_factory=dict)
     confidence: float | None = None
+
+
+def why_not_whole(finish_reason: str) -> str:
+    """Why nothing is learnt from an answer that ended so."""
+    how = "withheld by a filter" if finish_reason == "content_filter" else "cut off"
+    return f"answer was {how} (finish_reason: {finish_reason})"
 
 
 def canonical_json(value: Any) -> str:

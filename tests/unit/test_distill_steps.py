@@ -322,6 +322,7 @@ def answered(at: int, text: str, finish: str = "stop") -> Json:
     [
         (("", "stop"), {}, "invalid answer: empty answer"),
         (("It began with", "length"), {}, "answer was cut off (finish_reason: length)"),
+        (("It is not for us", "content_filter"), {}, "answer was withheld by a filter (finish_reason: content_filter)"),
         (("I'm sorry, but I can't help with that.", "stop"), {"refusals": True}, "refusal"),
         (("Yes.", "stop"), {"answer_characters": {"least": 10}}, "answer too short: under 10 characters"),
     ],

@@ -92,13 +92,16 @@ def test_an_answer_without_calls_and_text_is_empty(calls: list[Any]) -> None:
 
 
 def test_cut_off_and_empty_answers_are_left_out_by_default_and_refusals_are_not() -> None:
-    batch = rows(answers=["half an ans", "", REFUSALS[0]], finish=["length", "stop", None])
+    batch = rows(
+        answers=["half an ans", "(withheld)", "", REFUSALS[0]], finish=["length", "content_filter", "stop", None]
+    )
     assert answer_reasons(batch, Filters()).to_pylist() == [
         "answer was cut off (finish_reason: length)",
+        "answer was withheld by a filter (finish_reason: content_filter)",
         "empty answer",
         None,
     ]
-    assert answer_reasons(batch, Filters(truncated=False, empty=False)).null_count == 3
+    assert answer_reasons(batch, Filters(truncated=False, empty=False)).null_count == 4
 
 
 def filter_reasons(batch: Any, settings: Filters) -> pa.Array:

@@ -52,7 +52,8 @@ def _model(each: Deployment) -> Json:
 
 async def feedback(server: Server, http: Http) -> None:
     key = caller(http, server.keys, "feedback")
-    opinion = await accept_feedback(http, key, server.current.served.task, server.log, server.settings.max_body_bytes)
+    tasks = [each.served.task for each in server.fleet]
+    opinion = await accept_feedback(http, key, tasks, server.log, server.settings.max_body_bytes)
     server.meter.feedback.labels(opinion.kind).inc()
     await http.respond_json({"object": "feedback", **opinion.to_json()})
 

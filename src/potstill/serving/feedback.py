@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -27,15 +28,20 @@ class FeedbackBody(StrictBody):
     by: str | None = Field(None, max_length=200)
 
 
-async def accept_feedback(http: Http, key: str, task: Task, log: CaptureLog | None, max_body_bytes: int) -> Feedback:
-    """Check and write one feedback; it is on the disk when this returns. Raises RequestRefused 400, 404 or 422."""
+async def accept_feedback(
+    http: Http, key: str, tasks: Sequence[Task], log: CaptureLog | None, max_body_bytes: int
+) -> Feedback:
+    """Check and write one feedback; it is on the disk when this returns. Raises RequestRefused 400, 404 or 422.
+
+    `tasks` are those of the models served: a correction must be a valid answer of one of them.
+    """
     body: FeedbackBody = checked(FeedbackBody, await read_json(http, max_body_bytes))
     if log is None:
         raise RequestRefused(404, "this server captures nothing, so there is nothing to judge", code="not_captured")
     if not await asyncio.to_thread(log.knows, body.id):
         message = f"id: no answer {body.id!r} was captured here; give the `id` of a completion"
         raise RequestRefused(404, message, param="id", code="unknown_id")
-    reason = _fault_of(body, task)
+    reason = fault_of(body, tasks)
     if reason is not None:
         raise RequestRefused(422, f"value: {reason}", param="value", code="invalid_feedback")
     now = datetime.now(UTC).isoformat(timespec="milliseconds")
@@ -49,12 +55,15 @@ async def accept_feedback(http: Http, key: str, task: Task, log: CaptureLog | No
     return opinion
 
 
-def _fault_of(body: FeedbackBody, task: Task) -> str | None:
+def fault_of(body: FeedbackBody, tasks: Sequence[Task]) -> str | None:
     """Why this value is no opinion of its kind, or None."""
     if body.kind == "thumbs":
         return None if isinstance(body.value, bool) else f"found {body.value!r}, expected true or false"
     if body.kind == "score":
         number = isinstance(body.value, int | float) and not isinstance(body.value, bool) and math.isfinite(body.value)
         return None if number else f"found {body.value!r}, expected a number"
-    parsed = task.from_gold(body.value)
-    return None if parsed.valid else f"not a valid answer of this task: {parsed.reason}"
+    reasons = [parsed.reason for task in tasks if not (parsed := task.from_gold(body.value)).valid]
+    if len(reasons) < len(tasks):
+        return None
+    which = "this task" if len(tasks) == 1 else "any task that is served"
+    return f"not a valid answer of {which}: {'; '.join(dict.fromkeys(map(str, reasons)))}"
