@@ -6,7 +6,7 @@ import asyncio
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,27 +145,40 @@ def serve(
     ParityMismatch or EngineFailure before the first request is taken.
     """
     with _opened(artifact, settings, name, capture_dir, redact, registry, read) as opened:
-        for now in opened.room.fleet:
-            say(f"serve: {now.name} ({now.served.format}, artifact {now.artifact}) at {opened.url}/v1")
+        told = [
+            f"serve: {now.name} ({now.served.format}, artifact {now.artifact}) at {opened.url}/v1"
+            for now in opened.room.fleet
+        ]
         if settings.capture is not None:
-            say(f"serve: capturing to {settings.capture.dir or capture_dir}")
+            told.append(f"serve: capturing to {settings.capture.dir or capture_dir}")
         calm_collector()
         with asyncio.Runner(loop_factory=opened.service.loop) as runner:
-            runner.run(_until_signalled(opened))
+            runner.run(_until_signalled(opened, told))
 
 
-async def _until_signalled(opened: Opened) -> None:
+async def _until_signalled(opened: Opened, told: Sequence[str]) -> None:
+    """Serve; `told` is said once whoever reads it can connect."""
     loop = asyncio.get_running_loop()
-    reading: set[asyncio.Task[None]] = set()
+    tasks: set[asyncio.Task[None]] = set()
+
+    def beside(work: Coroutine[None, None, None]) -> None:
+        task = loop.create_task(work)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
+
+    async def tell() -> None:
+        while not opened.service.started:
+            await asyncio.sleep(0.01)
+        for line in told:
+            say(line)
 
     def hang_up() -> None:
-        task = loop.create_task(opened.control.hang_up())
-        reading.add(task)
-        task.add_done_callback(reading.discard)
+        beside(opened.control.hang_up())
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, opened.service.end)
     loop.add_signal_handler(signal.SIGHUP, hang_up)
+    beside(tell())
     await opened.service.run()
 
 
