@@ -230,6 +230,20 @@ def test_opinions_are_compared_with_the_first_ones_of_the_same_version() -> None
     assert {each["feature"] for each in to.look() if each["alarm"]} == {"feedback"}
 
 
+def test_agreement_below_the_least_allowed_alarms_and_agreement_at_it_seldom_does() -> None:
+    def alarmed_at(share: float, seed: int) -> bool:
+        to = Monitor(make_profile([example(at) for at in range(200)], task()), task(), MonitorSettings(), 0.9)
+        draw = random.Random(seed)
+        for at in range(1000):
+            to.count_check(differs=draw.random() >= share)
+            if at % 50 == 49:
+                to.look()
+        return any(each["feature"] == "agreement" and each["alarm"] for each in to.look())
+
+    assert not any(alarmed_at(0.9, seed) for seed in range(20))
+    assert all(alarmed_at(0.75, seed) for seed in range(10))
+
+
 def test_the_offline_twin_reads_captured_traffic_and_a_span_of_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

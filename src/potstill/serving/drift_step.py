@@ -156,8 +156,9 @@ class Drift(Step):
             profile = Profile.read(deployment.served.folder)
             if profile is None:
                 say(f"serve: drift: artifact {artifact} has no training profile; export it again to have it watched")
-            made = Monitor(profile, deployment.served.task, self._settings) if profile is not None else None
-            self.monitors[artifact] = made
+            wanted, task = self._settings, deployment.served.task
+            least = wanted.check.least if wanted.check is not None else None
+            self.monitors[artifact] = Monitor(profile, task, wanted, least) if profile is not None else None
         return self.monitors[artifact]
 
     async def _look_on(self) -> None:

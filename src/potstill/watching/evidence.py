@@ -94,6 +94,14 @@ def bets_against(reference: Sequence[int], *, ordered: bool, alpha: float, toler
     return Bets(members, bounds, *_factors(bounds), counts / max(total, 1), slack + tolerance)
 
 
+def bets_against_limit(limit: float) -> Bets:
+    """Bets against the hypothesis that the second of two categories has at most the share `limit`, which is known."""
+    import numpy as np
+
+    bounds = _array([limit])
+    return Bets(np.array([[False, True]]), bounds, *_factors(bounds), _array([1 - limit, limit]), 1.0)
+
+
 def _factors(bounds: Real) -> tuple[Real, Real]:
     """What a hit and a miss multiply each bet by: shape (sets, rises), in logarithms."""
     import numpy as np

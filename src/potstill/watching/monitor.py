@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from potstill.records import Json
 from potstill.tasks import Task
-from potstill.watching.evidence import Bets, Stream, bets_against, psi
+from potstill.watching.evidence import Bets, Stream, bets_against, bets_against_limit, psi
 from potstill.watching.features import CONFIDENCE, Seen, answer_category, bin_names, bin_of
 from potstill.watching.profile import Profile, Reference
 from potstill.watching.settings import MonitorSettings
@@ -23,6 +23,7 @@ LIVE: Mapping[str, tuple[tuple[str, ...], bool]] = {
     "feedback": (("well", "badly"), False),
     "agreement": (("agrees", "differs"), False),
 }
+FIRST = "its first values"
 FEATURES = (*INPUTS, "answer", *LIVE)
 
 
@@ -35,22 +36,42 @@ class Feature:
     stream: Stream | None = None
     settling: list[int] = field(default_factory=list)
     alarmed: Json | None = None
+    against: str = "training"
+    calm: str = "as training"  # the state while there is no alarm
 
 
 class Monitor:
-    """Counts of one version against its profile. `features` without a profile's reference settle on live values."""
+    """Counts of one version against its profile. `features` without a profile's reference settle on live values.
 
-    def __init__(self, profile: Profile, task: Task, settings: MonitorSettings) -> None:
+    With `least_agreement` the share of checks that agree is held against that instead of against the first ones.
+    """
+
+    def __init__(
+        self, profile: Profile, task: Task, settings: MonitorSettings, least_agreement: float | None = None
+    ) -> None:
         self.profile, self.task, self.settings = profile, task, settings
         self.features: dict[str, Feature] = {}
         for name in FEATURES:
             if name in LIVE:
-                self.features[name] = Feature(name, None, settling=[0] * len(LIVE[name][0]))
+                settling = [0] * len(LIVE[name][0])
+                self.features[name] = Feature(name, None, settling=settling, against=FIRST)
             elif name in profile.references:
                 self.features[name] = self._ready(name, profile.references[name])
 
+        if least_agreement is not None:
+            self.features["agreement"] = self._floored("agreement", least_agreement)
+
     def _ready(self, name: str, reference: Reference) -> Feature:
-        return Feature(name, reference, Stream(self._bets(name, reference), len(reference.counts), self._window(name)))
+        stream = Stream(self._bets(name, reference), len(reference.counts), self._window(name))
+        against = FIRST if name in LIVE else "training"
+        return Feature(name, reference, stream, against=against, calm=f"as {against}")
+
+    def _floored(self, name: str, least: float) -> Feature:
+        """A feature whose first category must keep a share of `least`: nothing has to settle."""
+        categories, ordered = LIVE[name]
+        reference = Reference(categories, (round(least * 1000), round((1 - least) * 1000)), ordered)
+        stream = Stream(bets_against_limit(1 - least), len(categories), self._window(name))
+        return Feature(name, reference, stream, against=f"at least {least:g}", calm="not below")
 
     def _window(self, name: str) -> int:
         return self.settings.window if name not in ("feedback", "agreement") else max(20, self.settings.window // 5)
@@ -96,8 +117,7 @@ class Monitor:
         return [self._look(each) for each in self.features.values()]
 
     def _look(self, feature: Feature) -> Json:
-        against = "training" if feature.name not in LIVE else "its first values"
-        told: Json = {"feature": feature.name, "against": against}
+        told: Json = {"feature": feature.name, "against": feature.against}
         if feature.stream is None or feature.reference is None:
             left = self.settings.settle - sum(feature.settling)
             return told | {"count": sum(feature.settling), "alarm": None, "state": f"settling, {left} to come"}
@@ -111,7 +131,7 @@ class Monitor:
             "evidence_log10": round(evidence / math.log(10), 3),
             "alarm_at_log10": round(limit / math.log(10), 3),
             "alarm": feature.alarmed,
-            "state": "drifted" if feature.alarmed else f"as {against}",
+            "state": "drifted" if feature.alarmed else feature.calm,
         }
 
     def _alarm(self, feature: Feature, inside: list[bool], since: int) -> Json:

@@ -42,7 +42,9 @@ class CheckSettings(Section):
 
     share: Annotated[float, Field(gt=0, le=1)] = 0.01
     most_per_day: Annotated[int, Field(ge=1)] = 500
-    least: Annotated[float | None, Field(gt=0, lt=1, description="alarm when agreement is below this")] = None
+    least: Annotated[
+        float | None, Field(gt=0, lt=1, description="alarm when agreement is below this, not below that of the first")
+    ] = None
 
 
 class DriftSettings(MonitorSettings):
