@@ -233,3 +233,23 @@ def test_a_worker_that_stands_still_holds_no_swap_up_and_is_replaced(
         assert asyncio.run(swapped(running.url, artifact=str(second))).status_code == 200
         assert until(lambda: gone(stuck) and len(pids(running)) == 2, 60)
         assert until(lambda: {text(ask(running)) for _ in range(10)} == {"from b"}, 30)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_address_is_said_when_it_can_be_asked_and_not_before(tmp_path: Path, workers: int) -> None:
+    folder = version(tmp_path / "v", "an answer")
+    script = (
+        "import sys; from pathlib import Path; from potstill.serving.run import serve; "
+        "from tests.serving.versions import settings; here = Path(sys.argv[1]); "
+        f"serve(here / 'v', settings(here, workers={workers}), 'm@1', here / 'c')"
+    )
+    words = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stderr is not None
+            url = next(line.split(" at ")[1].strip() for line in child.stderr if " at http" in line)
+            reply = httpx.post(f"{url}/chat/completions", json=BODY, timeout=30)  # once: nothing is tried again
+            assert (reply.status_code, text(reply)) == (200, "an answer")
+            assert reply.json()["system_fingerprint"] == load(folder)
+        finally:
+            child.terminate()
