@@ -10,7 +10,7 @@ import pytest
 
 from potstill.records import Exchange, Feedback, Json
 from potstill.watching.caps import most_of_a_key
-from potstill.watching.intake import feedback_keys, looked_at, new_of, take, write_intake
+from potstill.watching.intake import Intake, feedback_keys, looked_at, new_of, refused_earlier, take, write_intake
 from potstill.watching.opinions import judged_right
 from potstill.watching.screen import Correction, screen
 from potstill.watching.settings import PoisonSettings, WatchSettings
@@ -49,6 +49,41 @@ def test_a_poisoner_is_refused_whole_however_many_others_there_are(keys: int) ->
     assert [each["key"] for each in found.keys if each["refused"]] == ["mallory"]
     assert {each.id for each in poison} <= found.refused.keys()
     assert not {each.id for each in poison} & set(found.kept)
+
+
+def poisoned(count: int, name: str = "p") -> list[Correction]:
+    return [
+        Correction(f"{name}{at}", "mallory", text_of(at)[0], LABELS[(LABELS.index(text_of(at)[1]) + 1) % 6], "card")
+        for at in range(count)
+    ]
+
+
+def test_a_poisoner_that_was_refused_cannot_begin_again_in_small_batches() -> None:
+    honest = corrections(190, 5, wrong=0.05, seed=1)
+    few = [*honest, *poisoned(3)]
+    assert not screen(few, training_rows(), SETTINGS).refused  # three by themselves are too few to tell
+    found = screen(few, training_rows(), SETTINGS, {"mallory": (6, 6), "who-is-away": (9, 9)})
+    assert set(found.refused) == {"p0", "p1", "p2"}
+    (line,) = [each for each in found.keys if each["key"] == "mallory"]
+    assert (line["new"], line["corrections"], line["new_contradict"]) == (3, 9, 3)
+
+
+def test_a_key_that_was_refused_by_bad_luck_is_heard_again_once_it_gave_enough_that_is_right() -> None:
+    honest = corrections(190, 5, wrong=0.05, seed=1)
+    found = screen(honest, training_rows(), SETTINGS, {"key-1": (9, 5)})
+    assert not any(each["refused"] for each in found.keys)
+
+
+def test_what_was_refused_before_is_read_from_the_lists_each_batch_once(tmp_path: Path) -> None:
+    for number, batch in enumerate((poisoned(8), poisoned(2, "q")), 1):
+        earlier = refused_earlier(tmp_path.glob("refused-*"))
+        screened = screen([*corrections(190, 5, wrong=0.05, seed=1), *batch], training_rows(), SETTINGS, earlier)
+        write_intake(tmp_path / f"refused-{number:04d}", Intake((), screened, tuple(screened.refused)))
+    found = refused_earlier(tmp_path.glob("refused-*"))
+    assert found.keys() == {"mallory"}
+    given, contradicted = found["mallory"]
+    assert given == 10
+    assert 8 <= contradicted <= 10  # a wrong answer may be one that the training rows find possible
 
 
 def test_one_correction_against_a_majority_of_others_is_left_out_alone() -> None:

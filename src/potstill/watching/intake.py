@@ -23,7 +23,7 @@ from potstill.manifest import sha256_file, write_atomically
 from potstill.records import Exchange, Feedback, Json
 from potstill.tasks import Task
 from potstill.watching.opinions import canonical_of, right_of
-from potstill.watching.screen import Correction, Screened, screen
+from potstill.watching.screen import NOTHING_EARLIER, Correction, Earlier, Screened, screen
 from potstill.watching.settings import WatchSettings
 
 TAKEN = "taken.json"
@@ -124,11 +124,14 @@ def _new(
     return New(exchange, UNKNOWN, None, None) if large_answers and by_large else None
 
 
-def take(new: Sequence[New], task: Task, training: Sequence[tuple[str, str]], settings: WatchSettings) -> Intake:
+def take(
+    new: Sequence[New], task: Task, training: Sequence[tuple[str, str]], settings: WatchSettings,
+    earlier: Earlier = NOTHING_EARLIER,
+) -> Intake:  # fmt: skip
     """The rows that pass the screen; corrections are screened, and approvals with them (who approves what is wrong
     teaches it as well)."""
     opinions = [each for each in new if each.opinion is not None]
-    screened = screen([_as_correction(each, task) for each in opinions], training, settings.poison)
+    screened = screen([_as_correction(each, task) for each in opinions], training, settings.poison, earlier)
     left_out = screened.refused.keys() | screened.over.keys()
     rows = tuple(each for each in new if each.mark not in left_out)
     # what is over the cap may come in another time; what was refused may not
@@ -175,4 +178,16 @@ def looked_at(folders: Iterable[Path]) -> set[str]:
     for folder in folders:
         if (folder / TAKEN).is_file():
             found.update(json.loads((folder / TAKEN).read_text(encoding="utf-8"))["looked_at"])
+    return found
+
+
+def refused_earlier(folders: Iterable[Path]) -> Earlier:
+    """By key, what these lists of refused corrections held of it: how many, and how many that contradicted."""
+    found: dict[str, tuple[int, int]] = {}
+    for folder in folders:
+        if (folder / TAKEN).is_file():
+            for line in json.loads((folder / TAKEN).read_text(encoding="utf-8"))["keys"]:
+                if line["refused"]:
+                    count, bad = found.get(line["key"], (0, 0))
+                    found[line["key"]] = (count + line["new"], bad + line["new_contradict"])
     return found

@@ -17,7 +17,15 @@ from potstill.errors import GateRefused, PotstillError
 from potstill.progress import say
 from potstill.records import Exchange, Json
 from potstill.tasks import Task
-from potstill.watching.intake import Intake, feedback_keys, looked_at, new_of, take, write_intake
+from potstill.watching.intake import (
+    Intake,
+    feedback_keys,
+    looked_at,
+    new_of,
+    refused_earlier,
+    take,
+    write_intake,
+)
 from potstill.watching.journal import Entry, Journal
 from potstill.watching.offline import captured_exchanges, figures, watched
 from potstill.watching.proportions import Share, verdict
@@ -132,7 +140,8 @@ class Watcher:
         kept = [each for each in folders if each.name.startswith("refused-") or each in done]
         keys = feedback_keys(self.place.captured)
         new = new_of(exchanges, self.task, looked_at(kept), keys, large_answers=self.settings.large_answers)
-        return take(new, self.task, self.place.training_rows() if new else [], self.settings)
+        training = self.place.training_rows() if new else []
+        return take(new, self.task, training, self.settings, refused_earlier(self.place.folder.glob("refused-*")))
 
     def _refuse(self, intake: Intake) -> bool:
         """Put what was refused where it is not looked at again, and name whose it was."""

@@ -15,6 +15,7 @@ import zlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from potstill.records import Json
@@ -29,6 +30,8 @@ POSSIBLE = 5  # of the classifier's labels: an honest correction is among them n
 BUCKETS = 4096
 HELD = 5  # every fifth training row is kept back to see how often the classifier itself finds an answer impossible
 _WORD = re.compile(r"\w+")
+Earlier = Mapping[str, tuple[int, int]]  # by key: corrections that were refused before, and how many contradicted
+NOTHING_EARLIER: Earlier = MappingProxyType({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,8 @@ class Correction:
 class Screened:
     """What may teach; what may not, with the reason (`refused`: for good, `over`: of one key too many this time).
 
-    `keys` has a line for every key: how many it gave, contradicted, kept; and p where it was compared.
+    `keys` has a line for every key: how many it gave, contradicted (what was refused of it before counts too; `new` is
+    without), kept; and p where it was compared.
     """
 
     kept: tuple[str, ...]
@@ -57,9 +61,14 @@ class Screened:
 
 
 def screen(
-    corrections: Sequence[Correction], training: Sequence[tuple[str, str]], settings: PoisonSettings
-) -> Screened:
-    """`training` holds (text, answer) of rows that are trusted; without any, keys are held against each other alone."""
+    corrections: Sequence[Correction], training: Sequence[tuple[str, str]], settings: PoisonSettings,
+    earlier: Earlier = NOTHING_EARLIER,
+) -> Screened:  # fmt: skip
+    """`training` holds (text, answer) of rows that are trusted; without any, keys are held against each other alone.
+
+    `earlier` is what was refused of keys before: it counts against what they give now, and enough that is right makes
+    up for it.
+    """
     judge = Judge(training) if _labels_enough(training) else None
     against = {each.id: _contradicts(each, judge) for each in corrections}
     majority = _majorities(corrections)
@@ -67,7 +76,7 @@ def screen(
         other = majority.get(each.id)
         if other is not None and other != each.wanted:
             against[each.id] = against[each.id] or "others agree on another answer"
-    lines, refused_keys = _compare(corrections, against, judge.held_back if judge else (0, 0), settings)
+    lines, refused_keys = _compare(corrections, against, judge.held_back if judge else (0, 0), settings, earlier)
     refused = {
         each.id: f"key {each.key}: refused ({against[each.id] or 'its other corrections disagree'})"
         for each in corrections if each.key in refused_keys
@@ -155,13 +164,17 @@ def _question(text: str) -> str:
 
 def _compare(
     corrections: Sequence[Correction], against: Mapping[str, str | None], held_back: tuple[int, int],
-    settings: PoisonSettings,
+    settings: PoisonSettings, earlier: Earlier,
 ) -> tuple[list[Json], set[str]]:  # fmt: skip
     """A line a key, and the keys that contradict more than chance: Fisher's exact test, Holm (1979) over all keys."""
     from scipy.stats import hypergeom
 
     given = Counter(each.key for each in corrections)
     bad = Counter(each.key for each in corrections if against[each.id])
+    now = dict(given), dict(bad)
+    for key in given:
+        before = earlier.get(key, (0, 0))
+        given[key], bad[key] = given[key] + before[0], bad[key] + before[1]
     lines: list[Json] = []
     for key, count in given.items():
         rest = sum(given.values()) - count + held_back[1]
@@ -169,7 +182,8 @@ def _compare(
         p = float(hypergeom.sf(bad[key] - 1, count + rest, bad[key] + bad_rest, count)) if rest else 1.0
         rate_rest = bad_rest / rest if rest else 0.0
         rates = {"contradict": bad[key], "elsewhere": round(rate_rest, 4), "p": p}
-        lines.append({"key": key, "corrections": count, **rates})
+        new = {"new": now[0][key], "new_contradict": now[1].get(key, 0)}
+        lines.append({"key": key, "corrections": count, **rates, **new})
     refused: set[str] = set()
     for at, line in enumerate(sorted(lines, key=lambda each: float(each["p"]))):
         if line["p"] * (len(lines) - at) > settings.alpha:
