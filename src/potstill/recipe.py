@@ -8,18 +8,17 @@ imports no stage. Paths in the file are relative to it; paths on the command lin
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_origin
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
 from potstill.errors import RecipeError
+from potstill.recipe_faults import described, dotted, where
 from potstill.records import Json
 from potstill.safe_names import safe_name
 from potstill.stage import Shared
@@ -33,6 +32,7 @@ from potstill.yaml_positions import (
     read_positioned,
 )
 
+M = TypeVar("M", bound=BaseModel)
 SHARED_KEYS = ("name", "task", "base_model", "work_dir", "tracking_uri")
 
 
@@ -173,14 +173,13 @@ def load_recipe(
         raise RecipeError([f"{path}:1:1: expected a mapping with name, task and base_model"])
     origins, faults = apply_overrides(document, overrides)
     for at, wrong in place_values(document, instead or {}):
-        faults.append(f"{_where(path, document, at, origins)}: {_dotted(at)}: {wrong}")
-    faults += [f"{_where(path, document, at, origins)}: {_dotted(at)}: given twice" for at in document.duplicates]
+        faults.append(f"{where(path, document, at, origins)}: {dotted(at)}: {wrong}")
+    faults += [f"{where(path, document, at, origins)}: {dotted(at)}: given twice" for at in document.duplicates]
     whole: Any = None
     try:
         whole = recipe_model(sections).model_validate(document.data)
     except ValidationError as fault:
-        for each in _to_the_point(fault.errors(), document.data):
-            faults.append(_describe(path, document, origins, each, recipe_model(sections)))
+        faults += described(fault, path, document, origins, recipe_model(sections))
     definition = _definition(path, document, origins, faults)
     if faults or whole is None or definition is None:
         raise RecipeError(sorted(set(faults), key=_place))
@@ -202,11 +201,25 @@ def load_recipe(
     )
 
 
+def settings_of(overrides: Sequence[str], model: type[M]) -> M:
+    """One section from `key=value` words alone; raises RecipeError with every fault."""
+    document = Positioned({})
+    origins, faults = apply_overrides(document, overrides)
+    found: M | None = None
+    try:
+        found = model.model_validate(document.data)
+    except ValidationError as fault:
+        faults += described(fault, Path("command line"), document, origins, model)
+    if faults or found is None:
+        raise RecipeError(faults)
+    return found
+
+
 def place_of(path: Path, overrides: Sequence[str], at: KeyPath) -> str:
     """`file:line:column` of a key, or the override that set it."""
     document = read_positioned(path)
     origins, _ = apply_overrides(document, overrides)
-    return _where(path, document, at, origins)
+    return where(path, document, at, origins)
 
 
 def _definition(path: Path, document: Positioned, origins: Mapping[KeyPath, str], faults: list[str]) -> Json | None:
@@ -218,97 +231,8 @@ def _definition(path: Path, document: Positioned, origins: Mapping[KeyPath, str]
     except RecipeError as fault:
         for line in fault.faults:
             key = line.partition(":")[0]
-            faults.append(f"{_where(path, document, tuple(key.split('.')), origins)}: {line}")
+            faults.append(f"{where(path, document, tuple(key.split('.')), origins)}: {line}")
         return None
-
-
-def _describe(
-    path: Path, document: Positioned, origins: Mapping[KeyPath, str], error: Any, model: type[BaseModel]
-) -> str:
-    at = _existing(error, document.data)
-    where = _where(path, document, at, origins)
-    kind, found = error["type"], error.get("input")
-    if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(at[-1]), _keys_at(model, at[:-1]), n=1, cutoff=0.5)
-        return f"{where}: {_dotted(at)}: not a setting" + (f" (did you mean {near[0]}?)" if near else "")
-    if kind == "missing":
-        return f"{_where(path, document, at[:-1], origins)}: {_dotted(at)}: missing"
-    if kind == "literal_error":
-        near = difflib.get_close_matches(str(found), re.findall(r"'([^']*)'", error["ctx"]["expected"]), n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        return f"{where}: {_dotted(at)}: found {found!r}, expected {error['ctx']['expected']}{hint}"
-    shown = "" if isinstance(found, dict | list) else f"found {found!r}; "
-    message = error["msg"].removeprefix("Value error, ")
-    return f"{where}: {_dotted(at)}: {shown}{message[:1].lower()}{message[1:]}"
-
-
-def _to_the_point(errors: Sequence[Any], data: Any) -> list[Any]:
-    """Without "expected a number" for a mapping when another error says what in that mapping is wrong."""
-    places = [_existing(each, data) for each in errors]
-    return [
-        each
-        for each, at in zip(errors, places, strict=True)
-        if not (each["type"].endswith("_type") and isinstance(each["input"], dict))
-        or not any(len(other) > len(at) and other[: len(at)] == at for other in places)
-    ]
-
-
-def _existing(error: Any, data: Any) -> KeyPath:
-    """pydantic's location without what it adds of its own (union members): only keys that stand in the data."""
-    loc = error["loc"]
-    at: list[str | int] = []
-    for place, word in enumerate(loc):
-        inside = (isinstance(data, dict) and word in data) or (
-            isinstance(data, list) and isinstance(word, int) and word < len(data)
-        )
-        if inside:
-            at.append(word)
-            data = data[word]
-        elif place == len(loc) - 1 and error["type"] == "missing":
-            at.append(word)  # a missing key: named, though it does not stand there
-    return tuple(at)
-
-
-def _keys_at(model: Any, at: KeyPath) -> list[str]:
-    """The settings that exist at a place of the recipe."""
-    in_mapping = False
-    for word in at:
-        if isinstance(word, int) or in_mapping:
-            in_mapping = False
-            continue
-        info = model.model_fields.get(word)
-        inner = _model_in(info.annotation) if info else None
-        if inner is None:
-            return []
-        model = inner
-        in_mapping = info is not None and get_origin(info.annotation) is dict  # the next word is a key of its own
-    return [info.alias or name for name, info in model.model_fields.items()]
-
-
-def _model_in(annotation: Any) -> type[BaseModel] | None:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    for each in getattr(annotation, "__args__", ()):
-        found = _model_in(each)
-        if found is not None:
-            return found
-    return None
-
-
-def _where(path: Path, document: Positioned, at: KeyPath, origins: Mapping[KeyPath, str]) -> str:
-    at = document.written_at(at)
-    for length in range(len(at), 0, -1):
-        if at[:length] in origins:
-            return f"command line: {origins[at[:length]]}"
-    for length in range(len(at), -1, -1):
-        if at[:length] in document.positions:
-            line, column = document.positions[at[:length]]
-            return f"{path}:{line}:{column}"
-    return f"{path}:1:1"
-
-
-def _dotted(at: KeyPath) -> str:
-    return ".".join(str(word) for word in at) or "recipe"
 
 
 def _place(fault: str) -> tuple[int, int, str]:

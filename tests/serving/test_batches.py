@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import time
@@ -14,6 +15,7 @@ import openai
 import pytest
 
 from potstill.records import Json
+from potstill.serving.batches.results import Results
 from potstill.serving.batches.runner import numbered
 from potstill.serving.batches.settings import BatchSettings
 from potstill.serving.run import RunningServer, running_server
@@ -268,3 +270,26 @@ def test_the_real_engine_answers_a_batch(artifact: Path, tmp_path: Path) -> None
 
 def client_of(running: RunningServer) -> openai.OpenAI:
     return openai.OpenAI(base_url=running.base_url, api_key="none", max_retries=0)
+
+
+def test_an_answer_that_is_being_written_when_its_batch_is_cancelled_is_counted(tmp_path: Path) -> None:
+    async def cancelled_in_the_middle() -> Results:
+        results = Results(tmp_path / "good", tmp_path / "bad")
+        write = results._write
+
+        def slowly(batch: list[tuple[bool, Json]]) -> None:
+            time.sleep(0.05)
+            write(batch)
+
+        results._write = slowly  # type: ignore[method-assign]
+        adding = [asyncio.create_task(results.add(True, {"id": f"batch_req_x_{at}"})) for at in range(5)]
+        await asyncio.sleep(0.02)
+        for each in adding:
+            each.cancel()
+        await asyncio.gather(*adding, return_exceptions=True)
+        await results.settle()
+        return results
+
+    results = asyncio.run(cancelled_in_the_middle())
+    lines = (tmp_path / "good").read_text().splitlines()
+    assert len(lines) == results.counts["good"] == 5

@@ -129,7 +129,12 @@ def test_top_prints_the_numbers_for_people_and_machines(
     served: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert cli.main(["top", served, "--once"]) == 1
-    assert "name its variable with --key-env" in capsys.readouterr().err
+    assert "name the variable of a key" in capsys.readouterr().err
+    assert cli.main(["top", served, "--once", "--key-env", "TOP_KEY"]) == 2
+    assert "the variable TOP_KEY is not set" in capsys.readouterr().err
+    monkeypatch.setenv("TOP_KEY", "sk-of-nobody")
+    assert cli.main(["top", served, "--once", "--key-env", "TOP_KEY"]) == 1
+    assert "--key-env" in capsys.readouterr().err
     monkeypatch.setenv("TOP_KEY", KEY)
     assert cli.main(["top", f"{served}/v1", "--once", "--json", "--key-env", "TOP_KEY"]) == 0
     found = json.loads(capsys.readouterr().out)

@@ -162,6 +162,7 @@ TOOL = {"type": "function", "function": {"name": "f", "parameters": {"type": "ob
         ({"model": "m", "messages": []}, "messages"),
         ({"model": "m", "messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
         ({"model": "m", "messages": [{"role": "user", "content": None}]}, "messages.0.content"),
+        ({"model": "m", "messages": [*HELLO, {"role": "assistant", "content": "gl"}]}, "messages.1"),
         ({"model": "m", "messages": IMAGE}, "messages.0.content"),
         ({"model": "m", "messages": HELLO, "n": 99}, "n"),
         ({"model": "m", "messages": HELLO, "temperature": "hot"}, "temperature"),

@@ -130,7 +130,7 @@ def test_promote_refuses_a_later_version_that_came_in_without_the_key(
     with pytest.raises(Untrusted):
         resolve_model_uri(registry.tracking, facts["uri"])
     assert registry.command("verify", facts["uri"]) == 4
-    assert registry.command("serve", facts["uri"]) == 4
+    assert registry.command("serve", facts["uri"], "port=0") == 4
 
 
 def test_without_trust_unsigned_versions_are_promoted_as_before(registry: Registry) -> None:
@@ -157,7 +157,7 @@ def test_every_tampering_in_the_store_is_refused_by_promote_and_by_whoever_resol
             resolve_model_uri(registry.tracking, kept["uri"])
         assert registry.command("promote", "kept", "--why", "x") == 3
         assert registry.command("verify", kept["uri"]) == 4
-        assert registry.command("serve", kept["uri"]) == 4
+        assert registry.command("serve", kept["uri"], "port=0") == 4
         assert "champion" not in aliases(registry.tracking, "kept")
     finally:
         shutil.rmtree(stored)

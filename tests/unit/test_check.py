@@ -10,12 +10,15 @@ import pytest
 
 from potstill.cli import main
 from potstill.commands.check import masked, training_text, wants_colour
+from potstill.commands.serve import settings_from
+from potstill.errors import RecipeError
+from potstill.records import Json
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SPANS = [{"learnt": False, "text": "user: hi\nbot: "}, {"learnt": True, "text": "hello\nyou<end>"}]
 
 
-def recipe(tmp_path: Path, **train: Any) -> Path:
+def recipe(tmp_path: Path, *, serve: Json | None = None, **train: Any) -> Path:
     """A recipe whose log has one row: all that `check` asks of it."""
     log = {"id": "1", "request": {"messages": [{"role": "user", "content": "hi"}]}}
     answer = {"choices": [{"index": 0, "message": {"role": "assistant", "content": "a"}, "finish_reason": "stop"}]}
@@ -25,7 +28,7 @@ def recipe(tmp_path: Path, **train: Any) -> Path:
         "name": "one", "task": {"kind": "classification", "labels": ["a", "b"]}, "work_dir": str(tmp_path / "work"),
         "base_model": "Qwen/Qwen3-4B", "train": train,
         "distill": {"sources": [{"format": "openai_pairs", "path": "log.jsonl"}]},
-        "evaluate": {"gold": "gold.jsonl"}, "register": {"model": "one"},
+        "evaluate": {"gold": "gold.jsonl"}, "register": {"model": "one"}, "serve": serve or {},
     }  # fmt: skip
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(found))
@@ -121,3 +124,53 @@ def test_rows_that_are_left_out_are_counted_by_reason_and_hours_have_a_price() -
     assert "7 dropped by distill: fold: near-duplicate of a kept row" in shown
     assert "500 tokens/s, peak 1,024 MiB; 2.5 h for 4,500,000 tokens, $1.25" in shown
     assert "[[hello]]" in shown
+
+
+AT_ODDS: list[tuple[Json, str, str]] = [
+    ({"escalate": {}}, "serve.escalate", "needs serve.large"),
+    ({"shadow": {"candidate": "large"}}, "serve.shadow", "needs serve.large"),
+    ({"drift": {"check": {"share": 0.1}}}, "serve.drift", "needs serve.large"),
+    ({"hedge": {}}, "serve.hedge", "there is none: set serve.large"),
+    ({"budgets": {"tenants": {"acme": {"daily_usd": 5}}}}, "serve.budgets.tenants.acme.daily_usd", "neither has"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("serve", "key", "wrong"), AT_ODDS)
+def test_settings_of_the_server_that_make_no_sense_together_are_refused_at_their_place(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], serve: Json, key: str, wrong: str
+) -> None:
+    path = recipe(tmp_path, serve=serve)
+    for words in (["check", str(path)], ["serve", "--recipe", str(path), "models:/m@champion"]):
+        assert main(words) == 2
+        told = capsys.readouterr().err
+        assert f"{path}:1:" in told
+        assert f"{key}: " in told
+        assert wrong in told
+
+
+def test_what_a_server_may_have_alone_is_accepted(tmp_path: Path) -> None:
+    priced = {"prices": {"student": {"output": 0.5}}, "budgets": {"key": {"daily_usd": 5}}}
+    for serve in (
+        {"breaker": None},
+        {"budgets": {"key": {"daily_tokens": 5}}},
+        priced,
+        {"shadow": {"candidate": "canary"}},
+    ):
+        assert main(["check", str(recipe(tmp_path, serve=serve)), "--json"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("prot=1", "command line: prot=1: prot: not a setting (did you mean port?)"),
+        ("port=abc", "command line: port=abc: port: found 'abc'"),
+        ("keys=ONE", "keys: found 'ONE', expected a list: [ONE]"),
+        ("batches=true", "batches: found True, expected a mapping (any of share, "),
+        ("engine.kind=lama_cpp", "engine.kind: found 'lama_cpp', expected one of 'llama_cpp', 'vllm', 'address' (did"),
+        ("budgets.key.daily_usd=5", "command line: budgets.key.daily_usd: counts by serve.prices.student"),
+    ],
+)  # fmt: skip
+def test_settings_without_a_recipe_are_told_as_a_recipes_are(word: str, told: str) -> None:
+    with pytest.raises(RecipeError) as refused:
+        settings_from([word])
+    assert told in str(refused.value)

@@ -92,7 +92,7 @@ def test_faults_of_task_and_sections_are_reported_together(load: Load) -> None:
             "method: qlorra",
             "recipe.yaml:6:9: train.method: found 'qlorra', expected 'qlora', 'lora' or 'full' (did",
         ),
-        ("{epochs: 2}", "fast", "recipe.yaml:6:1: train: found 'fast'; input should be a valid dictionary"),
+        ("{epochs: 2}", "fast", "recipe.yaml:6:1: train: found 'fast', expected a mapping (any of objective,"),
         ("base_model: someone/model\n", "", "recipe.yaml:1:1: base_model: missing"),
         ("{path: log.jsonl}", "{}", "recipe.yaml:5:13: distill.sources.0.path: missing"),
         ("{path: log.jsonl}", "{path: a, pth: b}", "recipe.yaml:5:23: distill.sources.0.pth: not a setting (did you"),

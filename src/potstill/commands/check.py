@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from potstill.commands.recipes import read, sections
+from potstill.commands.recipes import read, refuse_at_odds, sections
 from potstill.errors import PotstillError, RecipeError
 from potstill.manifest import Manifest, read_manifest
 from potstill.pipeline import plan_stage
@@ -27,6 +27,7 @@ def check(arguments: argparse.Namespace) -> int:
     """Everything that can be known of a recipe without computing: exit code 2 with every fault found."""
     recipe, modules = read(arguments.recipe, arguments.overrides)
     refuse_faulty(recipe, sections(modules))
+    refuse_at_odds(recipe)
     faults: list[str] = []
     result: Json = {"recipe": str(recipe.path), "settings": origins(recipe), "inputs": [], "stages": []}
     made: dict[Noun, Manifest | None] = {}

@@ -8,7 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from potstill.recipe import Recipe, load_recipe
+from potstill.errors import RecipeError
+from potstill.recipe import Recipe, load_recipe, place_of
+from potstill.serving.at_odds import faults_of
 from potstill.serving.settings import ServeSettings
 from potstill.stage_finder import stage_modules
 from potstill.sweeping.settings import SweepSettings
@@ -28,3 +30,14 @@ def read(path: str, overrides: Sequence[str]) -> tuple[Recipe, dict[str, Any]]:
     """A recipe with the stage modules that it is for; raises RecipeError with every fault."""
     modules = stage_modules()
     return load_recipe(Path(path), overrides, sections(modules)), modules
+
+
+def refuse_at_odds(recipe: Recipe) -> None:
+    """Raise RecipeError where settings of `serve:` make no sense together, each at its place."""
+    settings = recipe.sections["serve"]
+    assert isinstance(settings, ServeSettings)
+    if found := faults_of(settings):
+        places = [place_of(recipe.path, recipe.overrides, ("serve", *at)) for at, _ in found]
+        raise RecipeError([
+            f"{place}: serve.{'.'.join(at)}: {wrong}" for place, (at, wrong) in zip(places, found, strict=True)
+        ])  # fmt: skip

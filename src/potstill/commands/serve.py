@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from pydantic import ValidationError
-
-from potstill.commands.recipes import read
+from potstill.commands.recipes import read, refuse_at_odds
 from potstill.errors import RecipeError
+from potstill.recipe import settings_of
 from potstill.safe_names import safe_name
+from potstill.serving.at_odds import faults_of
 from potstill.serving.engine_settings import FollowSettings
 from potstill.serving.settings import ServeSettings
-from potstill.yaml_positions import Positioned, apply_overrides
 
 
 def serve_command(arguments: argparse.Namespace) -> int:
@@ -55,6 +54,7 @@ def _written(arguments: argparse.Namespace) -> tuple[ServeSettings, Path, str | 
     if arguments.recipe:
         overrides = [f"serve.{each}" for each in arguments.overrides]
         recipe, _ = read(arguments.recipe, overrides)
+        refuse_at_odds(recipe)
         settings = recipe.sections["serve"]
         assert isinstance(settings, ServeSettings)
         uri = arguments.tracking_uri or recipe.shared.tracking_uri
@@ -64,13 +64,7 @@ def _written(arguments: argparse.Namespace) -> tuple[ServeSettings, Path, str | 
 
 def settings_from(overrides: list[str]) -> ServeSettings:
     """The serve section from `key=value` words alone; raises RecipeError with every fault."""
-    document = Positioned({})
-    _, faults = apply_overrides(document, overrides)
-    try:
-        settings = ServeSettings.model_validate(document.data)
-    except ValidationError as fault:
-        for each in fault.errors():
-            faults.append(f"command line: {'.'.join(map(str, each['loc']))}: {each['msg']}")
-    if faults:
-        raise RecipeError(faults)
+    settings = settings_of(overrides, ServeSettings)
+    if found := faults_of(settings):
+        raise RecipeError([f"command line: {'.'.join(at)}: {wrong}" for at, wrong in found])
     return settings

@@ -9,7 +9,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
-from potstill.errors import PotstillError
+from potstill.errors import PotstillError, RecipeError
 from potstill.records import Json
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ def top_command(arguments: argparse.Namespace) -> int:
     import httpx
 
     secret = os.environ.get(arguments.key_env, "") if arguments.key_env else ""
+    if arguments.key_env and not secret:
+        raise RecipeError([f"--key-env: the variable {arguments.key_env} is not set; export the key in it"])
     headers = {"authorization": f"Bearer {secret}"} if secret else {}
     with httpx.Client(base_url=arguments.url.rstrip("/").removesuffix("/v1"), headers=headers, timeout=10) as http:
         if arguments.once or arguments.json:
@@ -48,13 +50,22 @@ def _fetch(http: httpx.Client, since: int = 0) -> Json:
             f"{http.base_url}: {fault or type(fault).__name__}; is `potstill serve` running there?"
         ) from fault
     if reply.status_code in (401, 403):
-        raise PotstillError(f"{http.base_url}: asks for a key that may see it; name its variable with --key-env")
+        said = _said(reply) if "authorization" in http.headers else "it asks for a key"
+        raise PotstillError(f"{http.base_url}: {said}; name the variable of a key with scope `metrics` with --key-env")
     if reply.status_code != 200:
         raise PotstillError(
             f"{http.base_url}: found status {reply.status_code} at /dashboard.json; is this Potstill's server?"
         )
     found: Json = reply.json()
     return found
+
+
+def _said(reply: httpx.Response) -> str:
+    """The server's own words."""
+    try:
+        return str(reply.json()["error"]["message"])
+    except (ValueError, KeyError, TypeError):
+        return f"status {reply.status_code}"
 
 
 def summary(state: Json) -> Json:

@@ -11,7 +11,9 @@ from time import time
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
+from potstill.progress import say
 from potstill.serving.allowances import Account, Allowances, Short
+from potstill.serving.at_odds import NO_PRICE, prices_known
 from potstill.serving.authenticate import MARK
 from potstill.serving.budget_settings import BudgetAmounts, BudgetsSettings
 from potstill.serving.costs import Most, cost_of, tokens_of
@@ -75,6 +77,7 @@ class Budget(Step):
         self._settings = self._serve.budgets or BudgetsSettings()
         self._purse = _PURSES.setdefault(server, Purse())
         self._most = Most.of(self._serve)
+        self._priced, self._told = prices_known(self._serve), set[str]()
         self._known: dict[tuple[str, str], tuple[Key | None, int, _Found | None]] = {}
 
     async def before(self, call: Call) -> None:
@@ -149,6 +152,9 @@ class Budget(Step):
                 if value is not None
             }
             wanted = wanted.model_copy(update=own)
+            if own and not self._priced and call.key not in self._told:
+                self._told.add(call.key)
+                say(f"serve: the budget of key {call.key} {NO_PRICE}")
         tenant = self._settings.tenants.get(call.tenant, self._settings.tenant)
         return (*_accounts("key", call.key, wanted), *_accounts("tenant", call.tenant, tenant))
 

@@ -45,6 +45,10 @@ def constrain(call: Call, contract: Contract, constraint: Constraint | None) -> 
         if contract.task.get("kind") == "tool_calls" and body.get("tools"):
             _make_it_call(body, upstream)
         return
+    if body["messages"][-1]["role"] == "assistant":
+        at = f"messages.{len(body['messages']) - 1}"
+        message = f"{at}: found role assistant; an answer that is begun cannot be held to the task: leave it out"
+        raise RequestRefused(400, message, param=at)
     _refuse_what_the_task_is_not(body, wanted, constraint)
     upstream |= llama_constraint(constraint)
 

@@ -124,6 +124,8 @@ class Drift(Step):
 
     async def start(self) -> None:
         self._pass_over_old_feedback()
+        for deployment in self._server.fleet:
+            self._monitor(deployment)  # says now which version cannot be watched
         self._tasks = [asyncio.create_task(self._count_all()), asyncio.create_task(self._look_on())]
         if self._checks is not None:
             self._tasks.append(asyncio.create_task(self._check_all(self._checks)))

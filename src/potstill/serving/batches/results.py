@@ -42,6 +42,10 @@ class Results:
     async def add(self, good: bool, line: Json) -> None:
         """On the disk when this returns; all that wait are written together."""
         self._waiting.append((good, line))
+        await asyncio.shield(self.settle())  # what was answered is written though whoever waits for it is cancelled
+
+    async def settle(self) -> None:
+        """All that was added is on the disk, and counted, when this returns."""
         async with self._lock:
             if self._waiting and self._fault is None:  # else the one before us has written ours too
                 batch, self._waiting = self._waiting, []

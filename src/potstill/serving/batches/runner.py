@@ -180,6 +180,7 @@ class Batches(Step):
 
     async def _finish(self, owner: str, body: Json, source: Path, results: Results) -> None:
         """The end in the database and the files in the owner's list, at once."""
+        await results.settle()
         if body["status"] == "expired":
             await asyncio.to_thread(self._expire_rest, body, source, results)
         elif body["status"] == "cancelling":

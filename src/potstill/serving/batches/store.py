@@ -41,7 +41,7 @@ class Store:
     """The folder of one server (shared by its workers)."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # what lies in it is not redacted
         self.folder = folder
         self._lock = threading.Lock()
         self._db = sqlite3.connect(folder / "batches.sqlite", timeout=10, check_same_thread=False)
@@ -89,7 +89,9 @@ class Store:
         with self._lock:
             row = self._db.execute(f"SELECT body FROM {table} WHERE id = ? AND owner = ?", (identity, owner)).fetchone()
         if row is None:
-            raise RequestRefused(404, f"no such {table[:-1].rstrip('e')}: {identity[:100]!r}", code="not_found")
+            raise RequestRefused(
+                404, f"no such {'file' if table == 'files' else 'batch'}: {identity[:100]!r}", code="not_found"
+            )
         found: Json = orjson.loads(row[0])
         return found
 
