@@ -32,8 +32,9 @@ def add(arguments: argparse.Namespace) -> int:
         daily_usd=arguments.daily_usd,
         total_usd=arguments.total_usd,
     )
-    _store(arguments).change(lambda keys: added(keys, fresh, now))
-    return _shown_once(arguments, fresh, secret, now)
+    keys = _store(arguments).change(lambda keys: added(keys, fresh, now))
+    first = "\nthe first key: servers with this state refuse every call without a key from now on"
+    return _shown_once(arguments, fresh, secret, now, first if len(keys) == 1 else "")
 
 
 def list_keys(arguments: argparse.Namespace) -> int:

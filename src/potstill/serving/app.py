@@ -159,7 +159,8 @@ class App:
 
 def _not_served(http: Http, route: str | None) -> RequestRefused:
     if route is None:
-        return RequestRefused(404, f"{http.method} {http.path[:200]}: not served here", code="not_found")
+        message = f"{http.method} {http.path[:200]}: not served here; /docs lists what is"
+        return RequestRefused(404, message, code="not_found")
     methods = sorted(method for method, path in ROUTES if path == route)
     http.extra.append((b"allow", ", ".join(methods).encode()))
     message = f"{http.method} {http.path[:200]}: not served here; expected {' or '.join(methods)}"

@@ -118,7 +118,10 @@ class RoomControl:
             return {"model": source.key, "role": source.role, "artifact": None}
         try:
             if not source.registered and not Path(source.address).is_dir():
-                raise RequestRefused(400, f"artifact: {source.address}: no such folder", param="artifact")
+                message = (
+                    f"artifact: {source.address}: no such folder here; give that of an artifact, or models:/NAME@ALIAS"
+                )
+                raise RequestRefused(400, message, param="artifact")
             now = await self._room.change(await self._room.resolve(source), source.role)
         except RequestRefused:
             raise

@@ -93,7 +93,8 @@ def _choose(folder: Path, manifest: Manifest, wanted: str | None) -> tuple[str, 
     if wanted is None:
         wanted = min(files, key=lambda name: int(manifest.files[files[name]]["size_bytes"]))
     if wanted not in files:
-        raise RecipeError([f"serve.format: found {wanted!r}, this artifact has {', '.join(sorted(files))}"])
+        has = ", ".join(sorted(files))
+        raise RecipeError([f"serve.format: found {wanted!r}, this artifact has {has}; choose one, or export it"])
     return wanted, files[wanted]
 
 

@@ -7,7 +7,9 @@ microseconds. Nothing is changed: what the client sent is what is captured.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from collections.abc import Sequence
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgspec
 import orjson
@@ -15,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from potstill.records import Json
 from potstill.serving.call import Call
-from potstill.serving.chat_request import ChatRequest, Role
+from potstill.serving.chat_request import ChatRequest
 from potstill.serving.errors import RequestRefused
 from potstill.serving.hostile import fault_of_schema
 from potstill.serving.http import Http
@@ -43,10 +45,10 @@ def shaped(kind: type[T], body: Json) -> T:
     try:
         return msgspec.convert(body, kind)
     except msgspec.ValidationError as fault:
-        raise _explained(str(fault)) from fault
+        raise _explained(kind, str(fault)) from fault
 
 
-def _explained(fault: str) -> RequestRefused:
+def _explained(kind: type, fault: str) -> RequestRefused:
     """msgspec's `Expected ... - at `$.messages[0].role`` as a refusal that names `messages.0.role`."""
     found = _AT.search(fault)
     where = re.sub(r"\[(\d+|\.\.\.)\]", r".\1", found[1]).strip(".") if found else ""
@@ -57,9 +59,21 @@ def _explained(fault: str) -> RequestRefused:
         param, message = _below(where, missing[1]), "missing"
     else:
         param, message = where, what[:1].lower() + what[1:300].replace("`", "")
-        if param.endswith("role"):
-            message += f"; expected one of {', '.join(get_args(Role))}"
+        if allowed := _choices(kind, where.split(".")):
+            message += f"; expected {'one of ' if len(allowed) > 1 else ''}{', '.join(allowed)}"
     return RequestRefused(400, f"{param or 'the body'}: {message}", param=param or None)
+
+
+def _choices(kind: Any, words: Sequence[str]) -> list[str]:
+    """What the field at this path may be, where its type lists it."""
+    if get_origin(kind) in (Union, UnionType):
+        return [each for part in get_args(kind) for each in _choices(part, words)]
+    if not words:
+        return [str(each) for each in get_args(kind)] if get_origin(kind) is Literal else []
+    if get_origin(kind) is list:
+        return _choices(get_args(kind)[0], words[1:])
+    hints = get_type_hints(kind) if isinstance(kind, type) and issubclass(kind, msgspec.Struct) else {}
+    return _choices(hints[words[0]], words[1:]) if words[0] in hints else []
 
 
 def _below(where: str, name: str) -> str:
