@@ -47,7 +47,7 @@ def refusal(**body: Any) -> RequestRefused:
         ({"messages": [{"role": "tool", "content": None}]}, "messages.0.content", "a tool message needs text"),
         ({"messages": [{"content": "x"}]}, "messages.0.role", "missing"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role", "one of system, developer, user, "),
-        ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages.0.content.0.type", "expected text"),
+        ({"messages": [{"role": "user", "content": [{"type": "x"}]}]}, "messages.0.content.0.type", "expected text"),
         ({"tool_choice": "never", "tools": [tool()]}, "tool_choice", "expected one of none, auto, required"),
         ({"messages": [*HELLO, {"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}]},
          "messages.1.tool_calls.0.function.arguments", "missing"),
