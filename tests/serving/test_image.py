@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = (
-    "port=0", "threads=1", "limits={requests_per_minute: 1000}", "budgets={key: {daily_usd: 5}}", "cache={exact: {}}",
+    "port=0", "threads=1", "limits={requests_per_minute: 1000}", "budgets={key: {daily_usd: 5}}",
+    "prices={student: {output: 0.1}}", "cache={exact: {}}",
     "screen={injection: {}, personal: {}}", "batches={}", "telemetry={log: stderr}",
 )  # fmt: skip
 # Stands in for an environment with these distributions alone: modules of any other are not found, in children neither.
