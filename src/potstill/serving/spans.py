@@ -138,7 +138,10 @@ def _headers(wanted: TracesSettings) -> dict[str, str]:
     pairs = [each.partition("=") for each in text.split(",") if each.strip()]
     if not pairs or any(not sign for _, sign, _ in pairs):
         name = wanted.headers
-        raise RecipeError([f"serve.telemetry.traces.headers: {name}: expected name=value,name=value; export it"])
+        found = "holds something else" if text.strip() else "is not set"
+        raise RecipeError(
+            [f"serve.telemetry.traces.headers: the variable {name} {found}; export `name=value,name=value` in it"]
+        )
     return {name.strip().lower(): value.strip() for name, _, value in pairs}
 
 
