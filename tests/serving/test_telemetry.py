@@ -248,7 +248,7 @@ def test_a_receiver_that_is_away_is_said_once_and_not_for_every_batch(
 
 
 def test_headers_of_the_receiver_come_from_the_environment(receiver: Receiver, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RecipeError, match="OTEL_KEYS: expected name=value"):
+    with pytest.raises(RecipeError, match="OTEL_KEYS is not set; export"):
         server_before(receiver.url, traces(receiver, headers="OTEL_KEYS"))
     monkeypatch.setenv("OTEL_KEYS", "authorization=Bearer abc, x-team=one")
     ask(server_before(receiver.url, traces(receiver, headers="OTEL_KEYS")))
@@ -259,7 +259,8 @@ def test_headers_of_the_receiver_come_from_the_environment(receiver: Receiver, m
 def test_a_refused_request_is_a_span_and_a_line_too(receiver: Receiver, tmp_path: Path) -> None:
     server = server_before(receiver.url, traces(receiver) | {"log": str(tmp_path / "log" / "requests.jsonl")})
     assert ask(server, temperature="hot")[0].status_code == 400
-    assert [says(each)["http.response.status_code"] for each in receiver.spans] == [400]
+    requests = [each for each in receiver.spans if each.name.startswith("POST")]  # a slow step may have a span too
+    assert [says(each)["http.response.status_code"] for each in requests] == [400]
     line = json.loads((tmp_path / "log" / "requests.jsonl").read_text())
     assert (line["status"], line["model"]) == (400, None)
 
