@@ -13,7 +13,8 @@ from potstill.errors import RecipeError
 from potstill.manifest import read_manifest
 from potstill.serving.engine_settings import FollowSettings
 from potstill.serving.registry import Found, Registry
-from potstill.serving.room import Source, sources, wanted_from
+from potstill.serving.room import sources, wanted_from
+from potstill.serving.routing import CanarySettings
 from potstill.serving.run import running_server
 from potstill.serving.settings import ServeSettings
 from potstill.tracking import Tracking, client, default_uri, experiment_id, open_tracking
@@ -67,19 +68,53 @@ def test_a_registered_canary_comes_and_goes_with_its_alias(tmp_path: Path, work:
     api = client(tracking)
     numbers = [register(tracking, version(tmp_path / each, f"from {each}"), "n") for each in ("a", "b")]
     api.set_registered_model_alias("n", "champion", numbers[0])
-    made = settings(tmp_path, follow=FollowSettings(every_s=0.2))
+    share = CanarySettings(share=0.5, by="request")
+    made = settings(tmp_path, follow=FollowSettings(every_s=0.2), canary=share)
     with running_server("models:/n@champion", made, "", tmp_path / "c", registry=Registry(None, work)) as running:
-        canary = Source("n", "", "models:/n@challenger", None, 4, None, made.engine, "canary")
-        running.room.sources.append(canary)
-        control = running.control
-        loop_of = running.room.fleet._watches[running.room.fleet.first].get_loop()
-        loop_of.call_soon_threadsafe(control._follow)
+        assert {text(ask(running)) for _ in range(8)} == {"from a"}
         api.set_registered_model_alias("n", "challenger", numbers[1])
         assert until(lambda: running.room.fleet.canary("n") is not None, 60)
-        assert text(ask(running)) == "from a"
+        assert until(lambda: {text(ask(running)) for _ in range(8)} == {"from a", "from b"})
         api.delete_registered_model_alias("n", "challenger")
         assert until(lambda: running.room.fleet.canary("n") is None, 60)
+        assert {text(ask(running)) for _ in range(8)} == {"from a"}
+
+
+def test_what_the_watcher_does_with_the_aliases_reaches_one_server(tmp_path: Path, work: Path) -> None:
+    """Tried, promoted while the one before keeps a share, then alone; at the start too."""
+    tracking = open_tracking(default_uri(work))
+    api = client(tracking)
+    numbers = [register(tracking, version(tmp_path / each, f"from {each}"), "w") for each in ("a", "b")]
+    api.set_registered_model_alias("w", "champion", numbers[0])
+    api.set_registered_model_alias("w", "challenger", numbers[1])
+    share = CanarySettings(share=0.5, by="request")
+    made = settings(tmp_path, follow=FollowSettings(every_s=0.2), canary=share)
+    with running_server("models:/w@champion", made, "", tmp_path / "c", registry=Registry(None, work)) as running:
+        assert until(lambda: {text(ask(running)) for _ in range(8)} == {"from a", "from b"})
+        api.set_registered_model_alias("w", "champion", numbers[1])
+        api.set_registered_model_alias("w", "challenger", numbers[0])
+        assert until(lambda: running.room.fleet.first.name == "w@2", 60)
+        assert until(lambda: {text(ask(running)) for _ in range(8)} == {"from a", "from b"}, 60)
+        canary = running.room.fleet.canary("w")
+        assert canary is not None
+        assert canary.name == "w@1"
+        api.delete_registered_model_alias("w", "challenger")
+        assert until(lambda: {text(ask(running)) for _ in range(8)} == {"from b"}, 60)
+
+
+def test_a_canary_that_cannot_be_served_does_not_keep_the_server_from_its_start(
+    tmp_path: Path, work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tracking = open_tracking(default_uri(work))
+    api = client(tracking)
+    good, bad = version(tmp_path / "a", "from a"), version(tmp_path / "bad", "from bad", canaries=["what was verified"])
+    numbers = [register(tracking, each, "v") for each in (good, bad)]
+    api.set_registered_model_alias("v", "champion", numbers[0])
+    api.set_registered_model_alias("v", "challenger", numbers[1])
+    made = settings(tmp_path, canary=CanarySettings(share=1.0))
+    with running_server("models:/v@champion", made, "", tmp_path / "c", registry=Registry(None, work)) as running:
         assert text(ask(running)) == "from a"
+        assert "the canary v@2 is REFUSED" in capsys.readouterr().err
 
 
 def test_what_names_nothing_is_refused_and_no_look_up_imports_mlflow_here(tmp_path: Path, work: Path) -> None:

@@ -114,7 +114,7 @@ def sources(settings: ServeSettings, address: str | None, name: str) -> list[Sou
 
 def _canaries(settings: ServeSettings, found: Sequence[Source]) -> list[Source]:
     """The second version of each registered model, where the settings name an alias for it."""
-    alias = getattr(getattr(settings, "canary", None), "alias", None)
+    alias = settings.canary.alias if settings.canary is not None else None
     if alias is None:
         return []
     return [
@@ -160,7 +160,14 @@ class EngineRoom:
         canaries: list[Deployment] = []
         try:
             for wanted, role in self._look_up(found):
-                (deployments if role == "current" else canaries).append(self._deploy(wanted, "start"))
+                try:
+                    fresh = self._deploy(wanted, "start")
+                except PotstillError as fault:
+                    if role == "current":
+                        raise
+                    say(f"serve: the canary {wanted.name} is REFUSED: {fault}; {wanted.key} is served without")
+                    continue
+                (deployments if role == "current" else canaries).append(fresh)
                 self._wanted[wanted.key, role] = wanted
             self.fleet = Fleet(*deployments)
         except BaseException:
@@ -195,8 +202,8 @@ class EngineRoom:
             if each.role == "canary" and not strict:
                 try:
                     known |= self._registered([each])
-                except RecipeError as fault:
-                    say(f"serve: no canary of {each.key}: {fault}")
+                except PotstillError as fault:
+                    say(f"serve: no canary of {each.key} yet: {fault}")
                     continue
             versions.append((wanted_from(each, known.get(each.address)), each.role))
         return versions

@@ -124,9 +124,14 @@ class DirectSettings(BoundSettings):
 
 
 class CanarySettings(Section):
-    """The share of requests that a canary of a model answers, where one is deployed."""
+    """The share of requests that a canary of a model answers, where one is deployed: by an administrator, or since the
+    registered model's `alias` names one (looked up at the start, and as it moves with `follow`).
+    """
 
     share: Share = 0.05
+    alias: Annotated[str | None, Field(min_length=1, description="null: the registry is not asked for one")] = (
+        "challenger"
+    )
     by: Annotated[By, Field(description="what stays with one version")] = "conversation"
 
 
