@@ -6,15 +6,15 @@
 
 1. `potstill run` makes version 1 of a third of the training rows; it is promoted.
 2. `potstill watch` runs beside from now on, and nobody does anything by hand.
-3. The rest of the log is put to the real server over HTTP by twenty keys, each answer judged by a correction (the log's
+3. The rest of the log is put to the server over HTTP by twenty keys, each answer judged by a correction (the log's
    gold answer). When enough came, the watcher trains, the gate decides, version 2 gets a share of the traffic, and is
    promoted when it is not worse live; version 1 keeps the share for a moment and goes.
 4. A poisoned batch: as many answers again, one in twenty with a flipped correction, all of those by one key. Refused or
    capped: version 2 must still be champion. (The one training of the day is spent: what people said while the
    canary ran does not begin another in the middle of this.)
 
-The door below stands for a server that follows the registry: it starts a server for each version that has the alias
-`champion` or `challenger`, and gives the challenger its share. The journal is printed at the end.
+One server answers all the time: it follows the registry, swaps when `champion` moves, and gives `challenger` its share.
+The journal is printed at the end.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ train: {train}
 export: {{formats: [gguf-q8_0], max_mismatch_share: 0.5}}
 evaluate: {{gold: gold.jsonl, margin: {margin}, candidates: [teacher, artifacts]}}
 register: {{model: loop}}
-serve: {{port: 0, keys: [keys.txt], threads: 1, slots: 2, capture: {{dir: captured}}}}
+serve: {{port: 0, keys: [keys.txt], threads: 1, slots: 2, capture: {{dir: captured}},
+  follow: {{every_s: 5}}, canary: {{share: 0.5, by: request}}}}
 watch:
   captured: captured
   new_feedback: {enough}
@@ -142,65 +143,29 @@ def _environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
 
 
-@dataclass
-class Door:
-    """Servers of the versions that the registry names, and who answers what."""
-
-    place: Path
-    servers: dict[str, tuple[subprocess.Popen[str], str]] = field(default_factory=dict)
-    roles: dict[str, str] = field(default_factory=dict)
-
-    def follow(self) -> None:
-        """Serve what `champion` and `challenger` name now; end what neither names."""
-        from potstill.tracking import open_tracking
-        from potstill.tracking_versions import aliases
-
-        found = aliases(open_tracking(f"sqlite:///{self.place}/work/mlflow.db"), "loop")
-        self.roles = {role: found[role] for role in ("champion", "challenger") if role in found}
-        for version in set(self.roles.values()) - self.servers.keys():
-            self.servers[version] = self._start(version)
-        for version in self.servers.keys() - set(self.roles.values()):
-            self._end(version)
-
-    def _start(self, version: str) -> tuple[subprocess.Popen[str], str]:
-        """`potstill serve` of one version, once it answers."""
-        from potstill.tracking import open_tracking
-        from potstill.tracking_versions import resolve_model_uri
-
-        tracking = open_tracking(f"sqlite:///{self.place}/work/mlflow.db")
-        folder = resolve_model_uri(tracking, f"models:/loop/{version}").artifact
-        words = [sys.executable, "-m", "potstill.cli", "serve", str(folder), "--recipe", "recipe.yaml"]
-        told = self.place / f"serve-{version}.log"
-        with told.open("w") as stream:
-            child = subprocess.Popen(words, cwd=self.place, env=_environment(), stderr=stream, text=True)
-        while child.poll() is None:
-            urls = [line.split(" at ")[1] for line in told.read_text().splitlines() if " at http" in line]
-            with contextlib.suppress(httpx.HTTPError):
-                if urls and httpx.get(f"{urls[0].removesuffix('/v1')}/readyz").status_code == 200:
-                    return child, urls[0]
-            time.sleep(0.2)
-        raise SystemExit(f"the server of version {version} ended with {child.returncode}: {told.read_text()}")
-
-    def _end(self, version: str) -> None:
-        child, _ = self.servers.pop(version)
-        child.terminate()
-        child.wait(60)
-
-    def close(self) -> None:
-        for version in list(self.servers):
-            self._end(version)
-
-    def url(self, draw: random.Random) -> str:
-        """Of the challenger for its share, else of the champion."""
-        role = "challenger" if "challenger" in self.roles and draw.random() < 0.5 else "champion"
-        return self.servers[self.roles[role]][1]
+@contextlib.contextmanager
+def serving(place: Path) -> Iterator[str]:
+    """`potstill serve` of the champion, following the registry; gives its address once it answers."""
+    words = [sys.executable, "-m", "potstill.cli", "serve", "models:/loop@champion", "--follow"]
+    told = place / "serve.log"
+    with told.open("w") as stream:
+        child = subprocess.Popen([*words, "--recipe", "recipe.yaml"], cwd=place, env=_environment(), stderr=stream)
+        try:
+            while not (urls := [line.split(" at ")[1] for line in told.read_text().splitlines() if " at http" in line]):
+                if child.poll() is not None:
+                    raise SystemExit(f"the server ended with {child.returncode}: {told.read_text()}")
+                time.sleep(0.2)
+            yield urls[0]
+        finally:
+            child.terminate()
+            child.wait(60)
 
 
 @dataclass
 class Replay:
     """Puts rows to the server and judges every answer; `flip` of one key says the wrong thing."""
 
-    door: Door
+    url: str
     gold: dict[str, str]
     secrets: dict[str, str]
     labels: Sequence[str]
@@ -214,7 +179,7 @@ class Replay:
                 self._one(client, row, POISONER if flip else self.draw.choice(KEYS), flip=flip)
 
     def _one(self, client: httpx.Client, row: Json, key: str, *, flip: bool) -> None:
-        url, headers = self.door.url(self.draw), {"authorization": f"Bearer {self.secrets[key]}"}
+        url, headers = self.url, {"authorization": f"Bearer {self.secrets[key]}"}
         body = {"model": "loop", "messages": row["request"]["messages"]}
         answer = client.post(f"{url}/chat/completions", json=body, headers=headers).raise_for_status().json()
         right = self.gold[row["id"]]
@@ -249,13 +214,12 @@ def watching(place: Path) -> Iterator[subprocess.Popen[bytes]]:
 
 def loop(place: Path, scale: Scale, rest: list[Json], replay: Replay) -> Json:
     """Everything after version 1 is champion; returns what is judged."""
-    door, began = replay.door, time.monotonic()
+    began = time.monotonic()
     with watching(place) as watcher:
         at = 0
         while last_deed(place) != "held":
             if time.monotonic() - began > scale.patience_s or watcher.poll() is not None:
                 break
-            door.follow()
             if last_deed(place) in ("intake", "train"):
                 time.sleep(5)  # training takes all cores: the users of this test wait
                 continue
@@ -264,7 +228,6 @@ def loop(place: Path, scale: Scale, rest: list[Json], replay: Replay) -> Json:
             at += scale.batch
         promoted = champion(place)
         entries = len(journal(place))
-        door.follow()
         replay.put(rest[: scale.enough - 20], poisoned=0.05)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and last_deed(place) not in ("refused", "intake"):
@@ -308,11 +271,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     potstill(place, "run", "recipe.yaml", "--json", check=False)
     potstill(place, "promote", "loop", "--why", "first version", "--tracking-uri", f"sqlite:///{place}/work/mlflow.db")
     labels = scale.labels or sorted(set(gold.values()))
-    replay = Replay(Door(place), gold, secrets, labels)
-    try:
-        found: dict[str, Any] = loop(place, scale, rest, replay)
-    finally:
-        replay.door.close()
+    with serving(place) as url:
+        found: dict[str, Any] = loop(place, scale, rest, Replay(url, gold, secrets, labels))
     print(told(journal(place)))
     record = Record("watch_loop", quick=args.small)
     record.figure("answers replayed", found["asked"], "answers")
