@@ -228,7 +228,9 @@ def loop(place: Path, scale: Scale, rest: list[Json], replay: Replay) -> Json:
             at += scale.batch
         promoted = champion(place)
         entries = len(journal(place))
-        replay.put(rest[: scale.enough - 20], poisoned=0.05)
+        # Of too few flips too few contradict what is known (in the small form 4 of 8, where 5 are asked for).
+        count = max(scale.enough - 20, 400)
+        replay.put([rest[each % len(rest)] for each in range(count)], poisoned=0.05)
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and last_deed(place) not in ("refused", "intake"):
             time.sleep(2)
