@@ -239,10 +239,16 @@ def loop(place: Path, scale: Scale, rest: list[Json], replay: Replay) -> Json:
     return {
         "promoted": promoted, "champion": champion(place), "asked": replay.asked,
         "after_poison": [each["kind"] for each in after],
-        "refused": [each["reason"] for each in after if each["kind"] == "refused"],
+        "refused": sum(refused_of(place, each) for each in after if each["kind"] == "refused"),
         "let_in": sum(line["kept"] for each in after if each["kind"] == "refused" for line in each["figures"]["keys"]
                       if line["key"] == POISONER),
     }  # fmt: skip
+
+
+def refused_of(place: Path, entry: Json) -> int:
+    """How many of the poisoner's corrections a journal's entry refused: with its key, or each against a majority."""
+    taken = place / "work" / "loop" / "watch" / entry["figures"]["list"] / "taken.json"
+    return sum(why.startswith(f"key {POISONER}:") for why in json.loads(taken.read_text())["refused"].values())
 
 
 def champion(place: Path) -> str:
@@ -282,7 +288,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     record.check("version promoted by the watcher", float(found["promoted"] == "2"), at_least=1)
     record.check("champion after the poison is that version", float(found["champion"] == "2"), at_least=1)
     record.check("corrections of the poisoner let in", float(found["let_in"]), at_most=0)
-    record.check("refusals of the poisoner by name", float(any(POISONER in x for x in found["refused"])), at_least=1)
+    record.check("corrections of the poisoner refused", float(found["refused"]), at_least=1)
     return int(record.finish(as_json=args.json, keep=args.keep))
 
 
