@@ -179,13 +179,13 @@ class Replay:
                 self._one(client, row, POISONER if flip else self.draw.choice(KEYS), flip=flip)
 
     def _one(self, client: httpx.Client, row: Json, key: str, *, flip: bool) -> None:
-        url, headers = self.url, {"authorization": f"Bearer {self.secrets[key]}"}
+        headers = {"authorization": f"Bearer {self.secrets[key]}"}
         body = {"model": "loop", "messages": row["request"]["messages"]}
-        answer = client.post(f"{url}/chat/completions", json=body, headers=headers).raise_for_status().json()
+        answer = client.post(f"{self.url}/chat/completions", json=body, headers=headers).raise_for_status().json()
         right = self.gold[row["id"]]
         wanted = self.draw.choice([each for each in self.labels if each != right]) if flip else right
         opinion = {"id": answer["id"], "kind": "correction", "value": wanted, "by": "agent"}
-        client.post(f"{url}/feedback", json=opinion, headers=headers).raise_for_status()
+        client.post(f"{self.url}/feedback", json=opinion, headers=headers).raise_for_status()
         self.asked += 1
 
 

@@ -27,21 +27,17 @@ def _describe(
     place = where(path, document, at, origins)
     kind, found = error["type"], error.get("input")
     if kind == "extra_forbidden":
-        near = difflib.get_close_matches(str(at[-1]), _keys_at(model, at[:-1]), n=1, cutoff=0.5)
-        return f"{place}: {dotted(at)}: not a setting" + (f" (did you mean {near[0]}?)" if near else "")
+        return f"{place}: {dotted(at)}: not a setting{_near(at[-1], _keys_at(model, at[:-1]), cutoff=0.5)}"
     if kind == "missing":
         return f"{where(path, document, at[:-1], origins)}: {dotted(at)}: missing"
     if kind == "literal_error":
-        near = difflib.get_close_matches(str(found), re.findall(r"'([^']*)'", error["ctx"]["expected"]), n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        return f"{place}: {dotted(at)}: found {found!r}, expected {error['ctx']['expected']}{hint}"
+        expected = error["ctx"]["expected"]
+        return f"{place}: {dotted(at)}: found {found!r}, expected {expected}{_near(found, _quoted(expected))}"
     if kind == "union_tag_invalid":
         tag, name = error["ctx"]["tag"], error["ctx"]["discriminator"].strip("'")
-        near = difflib.get_close_matches(tag, re.findall(r"'([^']*)'", error["ctx"]["expected_tags"]), n=1)
-        hint = f" (did you mean {near[0]}?)" if near else ""
-        at = (*at, name)
-        expected = error["ctx"]["expected_tags"]
-        return f"{where(path, document, at, origins)}: {dotted(at)}: found {tag!r}, expected one of {expected}{hint}"
+        at, expected = (*at, name), error["ctx"]["expected_tags"]
+        place, hint = where(path, document, at, origins), _near(tag, _quoted(expected))
+        return f"{place}: {dotted(at)}: found {tag!r}, expected one of {expected}{hint}"
     if kind in ("model_type", "model_attributes_type"):
         keys = _keys_at(model, at)
         expected = f"any of {', '.join(keys[:8])}{', ...' if len(keys) > 8 else ''}" if keys else "keys"
@@ -52,6 +48,16 @@ def _describe(
     shown = "" if isinstance(found, dict | list) else f"found {found!r}; "
     message = error["msg"].removeprefix("Value error, ")
     return f"{place}: {dotted(at)}: {shown}{message[:1].lower()}{message[1:]}"
+
+
+def _near(found: object, known: Sequence[str], cutoff: float = 0.6) -> str:
+    """A hint at what may have been meant; nothing where nothing is like it."""
+    near = difflib.get_close_matches(str(found), known, n=1, cutoff=cutoff)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
+def _quoted(expected: str) -> list[str]:
+    return re.findall(r"'([^']*)'", expected)
 
 
 def _to_the_point(errors: Sequence[Any], data: Any) -> list[Any]:

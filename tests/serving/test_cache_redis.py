@@ -147,10 +147,10 @@ def test_a_redis_in_trouble_is_a_miss_within_the_timeout(
                 began = time.monotonic()
                 got = await asyncio.gather(*(server.ask(f"new {at}") for at in range(100)))
                 assert [each.text for each in got] == [f"new {at}!" for at in range(100)]
-                assert time.monotonic() - began < TIMEOUT_S + 3.0  # 100 requests, one timeout (each its own: 10 s)
+                assert time.monotonic() - began < TIMEOUT_S + 1.0  # 100 requests, one timeout
                 began = time.monotonic()
                 assert [(await server.ask(f"more {at}")).cache for at in range(20)] == ["miss"] * 20
-                assert time.monotonic() - began < TIMEOUT_S + 1.5  # each its own: 2 s
+                assert time.monotonic() - began < TIMEOUT_S + 1.0
                 if mode in ("slow", "silent"):
                     await proxy.set("pass")
                     await asyncio.sleep(1.1)

@@ -25,9 +25,6 @@ from potstill.forgetting.wanted import Wanted
 from potstill.manifest import read_manifest
 from potstill.pipeline import newest
 from potstill.records import Json
-from potstill.serving.caches.behind import ANSWERS, opened
-from potstill.serving.caches.journal import EVENTS
-from potstill.serving.caches.kept import Kept
 from potstill.serving.captured import join
 
 from .forget_place import Place, add_descendants, ledger_of, make_place, secret, users_log
@@ -230,25 +227,6 @@ def test_a_model_that_only_was_judged_on_it_needs_no_training(tmp_path: Path, mo
     assert stone.again == "evaluate"
     adapter = read_tombstone(made.work / "mail" / "adapter-adapter___")
     assert adapter is None or adapter.again == "nothing"
-
-
-def test_answers_that_a_server_keeps_go_with_whom_it_served_and_stay_with_anybody_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    served = exchange(1, text=secret(1), metadata={"user": "walter-u7"})
-    made = make_place(tmp_path, monkeypatch, [exchange(at) for at in range(10, 50)], [served, exchange(2)])
-    answers = opened(made.work / "exact-cache.sqlite", *ANSWERS)
-    events = opened(made.work / "semantic-cache.sqlite", *EVENTS)
-    kept = Kept(secret(1).encode(), 1.0)
-    answers.execute("INSERT INTO answers VALUES (?, 1, 1, 1, ?)", (b"k" * 32, kept.packed(b"k" * 32)))
-    events.execute("INSERT INTO events (scope, at, event) VALUES (?, 1, ?)", (b"s" * 32, secret(1).encode()))
-    counted = [(answers, "SELECT count(*) FROM answers"), (events, "SELECT count(*) FROM events")]
-    forgotten = ["forget", "--work-dir", str(made.work), "--yes", "--user"]
-    assert cli.main([*forgotten, "somebody-else"]) == 0
-    assert [base.execute(query).fetchone()[0] for base, query in counted] == [1, 1]
-    assert cli.main([*forgotten, "walter-u7"]) == 0  # beside connections that a server holds
-    assert [base.execute(query).fetchone()[0] for base, query in counted] == [0, 0]
-    assert made.holding("zanzibar0001") == []
 
 
 def test_later_turns_that_repeat_a_forgotten_exchange_go_with_it(

@@ -30,6 +30,14 @@ def corrections(count: int, keys: int, *, wrong: float, seed: int) -> list[Corre
     return found
 
 
+def poisoned(count: int, name: str = "p") -> list[Correction]:
+    """Wrong corrections, all by one key."""
+    return [
+        Correction(f"{name}{at}", "mallory", text_of(at)[0], LABELS[(LABELS.index(text_of(at)[1]) + 1) % 6], "card")
+        for at in range(count)
+    ]
+
+
 def test_honest_keys_that_err_alike_are_hardly_ever_refused() -> None:
     refused = 0
     for seed in range(40):
@@ -41,21 +49,11 @@ def test_honest_keys_that_err_alike_are_hardly_ever_refused() -> None:
 @pytest.mark.parametrize("keys", [1, 3, 20])
 def test_a_poisoner_is_refused_whole_however_many_others_there_are(keys: int) -> None:
     honest = corrections(190, keys, wrong=0.05, seed=1)
-    poison = [
-        Correction(f"p{at}", "mallory", text_of(at)[0], LABELS[(LABELS.index(text_of(at)[1]) + 1) % 6], "card")
-        for at in range(10)
-    ]
+    poison = poisoned(10)
     found = screen([*honest, *poison], training_rows(), SETTINGS)
     assert [each["key"] for each in found.keys if each["refused"]] == ["mallory"]
     assert {each.id for each in poison} <= found.refused.keys()
     assert not {each.id for each in poison} & set(found.kept)
-
-
-def poisoned(count: int, name: str = "p") -> list[Correction]:
-    return [
-        Correction(f"{name}{at}", "mallory", text_of(at)[0], LABELS[(LABELS.index(text_of(at)[1]) + 1) % 6], "card")
-        for at in range(count)
-    ]
 
 
 def test_a_poisoner_that_was_refused_cannot_begin_again_in_small_batches() -> None:

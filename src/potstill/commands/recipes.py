@@ -36,8 +36,9 @@ def refuse_at_odds(recipe: Recipe) -> None:
     """Raise RecipeError where settings of `serve:` make no sense together, each at its place."""
     settings = recipe.sections["serve"]
     assert isinstance(settings, ServeSettings)
-    if found := faults_of(settings):
-        places = [place_of(recipe.path, recipe.overrides, ("serve", *at)) for at, _ in found]
-        raise RecipeError([
-            f"{place}: serve.{'.'.join(at)}: {wrong}" for place, (at, wrong) in zip(places, found, strict=True)
-        ])  # fmt: skip
+    faults = [
+        f"{place_of(recipe.path, recipe.overrides, ('serve', *at))}: serve.{'.'.join(at)}: {wrong}"
+        for at, wrong in faults_of(settings)
+    ]
+    if faults:
+        raise RecipeError(faults)

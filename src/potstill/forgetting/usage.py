@@ -2,36 +2,25 @@
 
 from __future__ import annotations
 
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 
+from potstill.forgetting.databases import count, delete
 from potstill.forgetting.wanted import Wanted
 from potstill.redaction import redaction_key
 from potstill.serving.tallies import user_name
 
 USAGE = "usage.sqlite"
+OF_A_USER = "used WHERE kind = 'user' AND name = ?"
 
 
 def usage_rows(path: Path, wanted: Wanted) -> int:
     """How many rows of the file are of what is wanted; none in a file that is not the server's."""
-    if wanted.kind != "user":
-        return 0
-    try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=60)) as base:
-            query = "SELECT COUNT(*) FROM used WHERE kind = 'user' AND name = ?"
-            return int(base.execute(query, (_name(path, wanted),)).fetchone()[0])
-    except sqlite3.DatabaseError:
-        return 0
+    return count(path, OF_A_USER, [_name(path, wanted)]) if wanted.kind == "user" else 0
 
 
 def strike_usage(path: Path, wanted: Wanted) -> None:
     """Delete them; what key and tenant used in all stays counted."""
-    with closing(sqlite3.connect(path, timeout=60)) as base:
-        base.execute("PRAGMA secure_delete = ON")
-        with base:
-            base.execute("DELETE FROM used WHERE kind = 'user' AND name = ?", (_name(path, wanted),))
-        base.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    delete(path, OF_A_USER, [_name(path, wanted)])
 
 
 def _name(path: Path, wanted: Wanted) -> str:

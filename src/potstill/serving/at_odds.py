@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from potstill.serving.settings import ServeSettings
 
 Fault = tuple[tuple[str, ...], str]  # the keys below `serve`, and what is wrong
+NEEDS_LARGE = "needs serve.large, the large model that it asks; set it"
+IDLE = "is for the large model, and there is none: set serve.large, or leave it out"
 NO_PRICE = "counts by serve.prices.student and serve.large.price, and neither has a price: nothing would ever be spent"
 
 
@@ -17,12 +19,9 @@ def faults_of(settings: ServeSettings) -> list[Fault]:
     """What would do nothing, or could not be started."""
     found: list[Fault] = []
     if settings.large is None:
-        found += [((name,), "needs serve.large, the large model that it asks; set it") for name in _askers(settings)]
+        found += [((name,), NEEDS_LARGE) for name in _askers(settings)]
         given = [name for name in ("breaker", "retries", "hedge") if name in settings.model_fields_set]
-        idle = [name for name in given if getattr(settings, name) is not None]
-        found += [
-            ((name,), "is for the large model, and there is none: set serve.large, or leave it out") for name in idle
-        ]
+        found += [((name,), IDLE) for name in given if getattr(settings, name) is not None]
     if settings.budgets is not None and not prices_known(settings):
         found += [(("budgets", *at), NO_PRICE) for at in _in_dollars(settings.budgets)]
     return found

@@ -22,6 +22,7 @@ from pydantic import Field
 from potstill.errors import RecipeError
 from potstill.recipe import Section
 from potstill.records import Json
+from potstill.serving.at_odds import NEEDS_LARGE
 from potstill.serving.backends import Address
 from potstill.serving.breaker import Breaker, BreakerOpen
 from potstill.serving.call import Asked, Call
@@ -123,7 +124,7 @@ class LargeModel:
         """The one of this server's settings; raises RecipeError where there is none, naming who needs it."""
         address, settings = server.large, server.settings
         if address is None or settings.large is None:
-            raise RecipeError([f"serve.{wanted_by}: needs serve.large, the large model that it asks; set it"])
+            raise RecipeError([f"serve.{wanted_by}: {NEEDS_LARGE}"])
         known = cls._known.get(server)
         if known is None or known.address is not address:
             breaker = Breaker(settings.breaker) if settings.breaker else None

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -172,22 +172,22 @@ def write_intake(folder: Path, intake: Intake) -> str:
     return digest
 
 
-def looked_at(folders: Iterable[Path]) -> set[str]:
-    """The marks of everything that these intakes have decided on."""
-    found: set[str] = set()
+def _lists(folders: Iterable[Path]) -> Iterator[Json]:
+    """What each of these intakes wrote down of what it decided."""
     for folder in folders:
         if (folder / TAKEN).is_file():
-            found.update(json.loads((folder / TAKEN).read_text(encoding="utf-8"))["looked_at"])
-    return found
+            yield json.loads((folder / TAKEN).read_text(encoding="utf-8"))
+
+
+def looked_at(folders: Iterable[Path]) -> set[str]:
+    """The marks of everything that these intakes have decided on."""
+    return {mark for each in _lists(folders) for mark in each["looked_at"]}
 
 
 def refused_earlier(folders: Iterable[Path]) -> Earlier:
     """By key, what these lists of refused corrections held of it: how many, and how many that contradicted."""
     found: dict[str, tuple[int, int]] = {}
-    for folder in folders:
-        if (folder / TAKEN).is_file():
-            for line in json.loads((folder / TAKEN).read_text(encoding="utf-8"))["keys"]:
-                if line["refused"]:
-                    count, bad = found.get(line["key"], (0, 0))
-                    found[line["key"]] = (count + line["new"], bad + line["new_contradict"])
+    for line in (line for each in _lists(folders) for line in each["keys"] if line["refused"]):
+        count, bad = found.get(line["key"], (0, 0))
+        found[line["key"]] = (count + line["new"], bad + line["new_contradict"])
     return found

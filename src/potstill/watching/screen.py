@@ -169,12 +169,10 @@ def _compare(
     """A line a key, and the keys that contradict more than chance: Fisher's exact test, Holm (1979) over all keys."""
     from scipy.stats import hypergeom
 
-    given = Counter(each.key for each in corrections)
-    bad = Counter(each.key for each in corrections if against[each.id])
-    now = dict(given), dict(bad)
-    for key in given:
-        before = earlier.get(key, (0, 0))
-        given[key], bad[key] = given[key] + before[0], bad[key] + before[1]
+    new = Counter(each.key for each in corrections)
+    new_bad = Counter(each.key for each in corrections if against[each.id])
+    given = {key: new[key] + earlier.get(key, (0, 0))[0] for key in new}
+    bad = {key: new_bad[key] + earlier.get(key, (0, 0))[1] for key in new}
     lines: list[Json] = []
     for key, count in given.items():
         rest = sum(given.values()) - count + held_back[1]
@@ -182,8 +180,7 @@ def _compare(
         p = float(hypergeom.sf(bad[key] - 1, count + rest, bad[key] + bad_rest, count)) if rest else 1.0
         rate_rest = bad_rest / rest if rest else 0.0
         rates = {"contradict": bad[key], "elsewhere": round(rate_rest, 4), "p": p}
-        new = {"new": now[0][key], "new_contradict": now[1].get(key, 0)}
-        lines.append({"key": key, "corrections": count, **rates, **new})
+        lines.append({"key": key, "corrections": count, **rates, "new": new[key], "new_contradict": new_bad[key]})
     refused: set[str] = set()
     for at, line in enumerate(sorted(lines, key=lambda each: float(each["p"]))):
         if line["p"] * (len(lines) - at) > settings.alpha:
