@@ -3,8 +3,8 @@
 A folder is needed when it is among the newest of its kind, when a version under an alias was made from it, when a
 sweep compares it, when a process has it open, or when something needed was made from it. Cached answers are needed
 while a report that stays holds them, or no report has read them yet. Everything else can be made again from what
-stays. Datasets of comparisons, sweeps, captured traffic, answers paid for (`relabel/`) and converted bases are left
-alone.
+stays. Datasets of comparisons, sweeps, calibrations, captured traffic, answers paid for (`relabel/`) and converted
+bases are left alone.
 """
 
 from __future__ import annotations

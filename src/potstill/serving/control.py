@@ -81,10 +81,9 @@ class RoomControl:
         return await self._undisturbed(self._reload())
 
     async def hang_up(self) -> None:
-        """Reload as a signal asks for it: what comes of it is said."""
+        """Reload as a signal asks for it: a refusal, too, is said."""
         try:
-            done = await self.reload()
-            say(f"serve: settings read again{''.join(f'; {each}' for each in done['notes'])}")
+            await self.reload()
         except RequestRefused as refused:
             say(f"serve: the settings are as they were: {refused.message}")
 
@@ -148,4 +147,5 @@ class RoomControl:
                 self._follow()
             notes = [f"serve.{each} changes only with a restart" for each in fixed]
             notes += [f"{model} stays as it is: {fault}" for model, fault in refused.items()]
+            say("; ".join(["serve: settings read again", *notes]))  # whoever asked, a signal or an address
             return {"object": "reload", "notes": notes, "models": [each.name for each in self._room.fleet]}

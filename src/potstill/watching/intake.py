@@ -189,5 +189,6 @@ def refused_earlier(folders: Iterable[Path]) -> Earlier:
     found: dict[str, tuple[int, int]] = {}
     for line in (line for each in _lists(folders) for line in each["keys"] if line["refused"]):
         count, bad = found.get(line["key"], (0, 0))
-        found[line["key"]] = (count + line["new"], bad + line["new_contradict"])
+        # lists of before these counts were written say nothing of it
+        found[line["key"]] = (count + line.get("new", 0), bad + line.get("new_contradict", 0))
     return found
