@@ -39,12 +39,14 @@ def main() -> int:
     parser.add_argument("--learn", nargs="+", choices=tuple(GOALS), default=list(GOALS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--work", type=Path, default=WORK / "banking77")
+    parser.add_argument("--gold-log", type=Path, help="where the log of human labels is, or is written")
+    parser.add_argument("--prefix", default="", help="of the runs' folders, to keep those of other words apart")
     parser.add_argument("words", nargs="*", metavar="key=value", help="settings of the recipe, instead of its own")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     record = Record("banking77", quick=args.quick, packages=("torch", "transformers", "peft", "xllamacpp"))
     for kind in args.learn:
-        log = args.log if kind == "log" else gold_log(args.log, args.gold, args.work / "gold-log.jsonl.gz")
+        log = args.log if kind == "log" else gold_log(args.log, args.gold, args.gold_log or args.work / "gold-log.jsonl.gz")
         reports = [one_run(record, args, kind, seed, log) for seed in args.seeds]
         told(record, kind, reports)
     return record.finish(as_json=args.json, keep=args.keep)
@@ -67,7 +69,7 @@ def gold_log(log: Path, gold: Path, out: Path) -> Path:
 
 def one_run(record: Record, args: argparse.Namespace, kind: str, seed: int, log: Path) -> dict[str, Any]:
     """All stages of one recipe as far as the report, which is returned."""
-    name = f"{kind}-{seed}"
+    name = f"{args.prefix}{kind}-s{seed}"
     words = [
         f"name={name}",
         f"work_dir={args.work.resolve()}",
