@@ -44,9 +44,10 @@ def main() -> int:
     parser.add_argument("words", nargs="*", metavar="key=value", help="settings of the recipe, instead of its own")
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
+    place = args.gold_log or args.work / "gold-log.jsonl.gz"
     record = Record("banking77", quick=args.quick, packages=("torch", "transformers", "peft", "xllamacpp"))
     for kind in args.learn:
-        log = args.log if kind == "log" else gold_log(args.log, args.gold, args.gold_log or args.work / "gold-log.jsonl.gz")
+        log = args.log if kind == "log" else gold_log(args.log, args.gold, place)
         reports = [one_run(record, args, kind, seed, log) for seed in args.seeds]
         told(record, kind, reports)
     return record.finish(as_json=args.json, keep=args.keep)
