@@ -10,8 +10,6 @@ audited set (stand-ins for the student), with paired bootstrap intervals. Gold i
 
 from __future__ import annotations
 
-import gzip
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +25,7 @@ from potstill.prompt import find_rule, parts_of
 from potstill.records import Exchange
 from potstill.tasks import Task, task_from
 
+from .lines import read_lines
 from .record import ROOT, Record, arguments
 
 FIRST = 500
@@ -64,11 +63,6 @@ def main() -> int:
     clean(record, task, rows, gold)
     student(record, before, after, rows, gold)
     return record.finish(as_json=args.json, keep=args.keep)
-
-
-def read_lines(path: Path) -> list[Any]:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 def read_rows(path: Path, task: Task) -> list[AuditRow]:

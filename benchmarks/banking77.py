@@ -20,14 +20,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+from potstill.errors import GateRefused
 from potstill.manifest import MANIFEST, read_manifest
 
+from .lines import read_lines
 from .record import ROOT, WORK, Record, arguments
 
 RECIPE = ROOT / "configs" / "banking77" / "cpu.yaml"
 GOALS = {"gold": 0.92, "log": 0.88}
 AHEAD = 0.10  # what the student from the log is to be better than its teacher by
-GATE_REFUSED = 3  # of all gold the teacher is the gold itself: no gate passes there
 SHORT = ("train.max_steps=20", "train.evals=1", "train.score_rows=20", "evaluate.max_rows=200")
 
 
@@ -57,10 +58,10 @@ def gold_log(log: Path, gold: Path, out: Path) -> Path:
     """The log with every answer the human label's and no feedback; rows without gold are left out."""
     if out.is_file():
         return out
-    answers = {each["id"]: each["answer"] for each in _lines(gold)}
+    answers = {each["id"]: each["answer"] for each in read_lines(gold)}
     partial = out.with_suffix(".partial")
     with partial.open("wb") as raw, gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as stream:
-        for each in _lines(log):
+        for each in read_lines(log):
             if each["id"] in answers:
                 each["response"]["choices"][0]["message"]["content"] = answers[each["id"]]
                 each["feedback"] = []
@@ -85,7 +86,8 @@ def one_run(record: Record, args: argparse.Namespace, kind: str, seed: int, log:
     command = [sys.executable, "-m", "potstill.cli", "evaluate", str(RECIPE), *words, "--no-track", "--json"]
     began = time.time()
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    if done.returncode not in (0, GATE_REFUSED):
+    # of all gold the teacher is the gold itself: no gate passes there
+    if done.returncode not in (0, GateRefused.exit_code):
         raise SystemExit(f"{name} ended with {done.returncode}; see above")
     made = json.loads(done.stdout)
     folders = {noun: Path(made[noun]["path"]) for noun in ("dataset", "adapter", "report")}
@@ -115,11 +117,6 @@ def told(record: Record, kind: str, reports: list[dict[str, Any]]) -> None:
     record.check(f"{kind}: accuracy, median of {len(values)} seeds", statistics.median(values), at_least=GOALS[kind])
     if kind == "log":
         record.check("log: ahead of its teacher, median", statistics.median(ahead), at_least=AHEAD)
-
-
-def _lines(path: Path) -> list[Any]:
-    with gzip.open(path, "rt", encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream if line.strip()]
 
 
 if __name__ == "__main__":

@@ -17,14 +17,12 @@ some hundred other rows has a noise of its own, which no bound on the risk cover
 
 from __future__ import annotations
 
-import gzip
 import json
 import random
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from potstill.calibration import conformal, learned, reliability
 from potstill.calibration.ask import Answered, ask
@@ -35,6 +33,7 @@ from potstill.calibration.record import NEVER, Scorer
 from potstill.records import Example, Exchange
 from potstill.serving.start import Served, load_artifact
 
+from .lines import read_lines
 from .record import Record, arguments
 
 SHARE_FOR_CALIBRATION = 1 / 3
@@ -75,11 +74,6 @@ def main() -> int:
         by_score(record, rows, bound, resplits)
     by_learned(record, rows, BOUNDS[0], resplits)
     return record.finish(as_json=args.json, keep=args.keep)
-
-
-def read_lines(path: Path) -> list[Any]:
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        return [json.loads(line) for line in lines]
 
 
 def read_rows(log: Path, gold_file: Path, artifact: Path, kept: Path, most: int) -> list[Row]:

@@ -11,7 +11,6 @@ rows were read; `--quick` takes the first 600 rows of the test split by hash of 
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -36,6 +35,7 @@ from training.run import Settings, resolved_quantization
 from training.scoring import Scorer
 from training.then import Then, learn_judged, read_judged
 
+from .lines import read_lines
 from .record import WORK, Record, arguments
 
 HARM = 0.02  # what the phase may cost at the lower end of the interval
@@ -194,14 +194,6 @@ def parsed_gold(rows: HeldOut) -> dict[str, Any]:
     if rows.source != "gold":
         raise SystemExit("the gold file fits no row of the dataset")
     return rows.gold
-
-
-def read_lines(path: Path) -> list[Any]:
-    """The objects of a gzip of JSON lines."""
-    import gzip
-
-    with gzip.open(path, "rt", encoding="utf-8") as stream:
-        return [json.loads(line) for line in stream if line.strip()]
 
 
 if __name__ == "__main__":
