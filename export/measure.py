@@ -9,7 +9,6 @@ recipe asks for none. KL(reference || file) is in nats a token, its mean with an
 from __future__ import annotations
 
 import json
-import os
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from potstill import chat
+from potstill.cores import usable_cores
 from potstill.engine import Engine
 from potstill.engine_logits import RowDivergence, compare_files
 from potstill.errors import EngineFailure
@@ -145,7 +145,7 @@ def speed(file: Path, texts: Sequence[HeldOut], repeats: int = REPEATS) -> Json:
     pool = [token for each in texts for token in each.tokens]
     prompt = (pool * (PROMPT_TOKENS // len(pool) + 1))[:PROMPT_TOKENS]
     body = {"prompt": prompt, "n_predict": DECODED_TOKENS, "ignore_eos": True, "cache_prompt": False, "temperature": 0}
-    threads = os.cpu_count() or 1
+    threads = usable_cores()
     read, written = [], []
     with Engine.start(file, parallel=1, context=PROMPT_TOKENS + DECODED_TOKENS + 1, threads=threads) as engine:
         for _ in range(repeats):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import time
 from pathlib import Path
 
 from benchmarks.gateway.policies import bodies
 from benchmarks.record import WORK, Record
+from potstill.cores import usable_cores
 from potstill.engine import Engine
 from potstill.records import Json
 from potstill.serving.call import Call
@@ -30,7 +30,7 @@ def compare(record: Record, artifact: Path, turns: int, requests: int) -> None:
 
     A turn is seconds, so that what else the machine does meets both alike; the share is of all tokens by all seconds.
     """
-    threads = os.cpu_count() or 1
+    threads = usable_cores()
     served = load_artifact(artifact)
     asked = [json.loads(each) for each in bodies(count=turns * requests)]
     settings = ServeSettings(port=0, slots=SLOTS, threads=threads)

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
+from potstill.cores import usable_cores
 from potstill.errors import EngineFailure
 from potstill.records import Json, Message
 
@@ -66,7 +67,7 @@ class Engine:
             os.close(handle)
             log = Path(name)
         log.parent.mkdir(parents=True, exist_ok=True)
-        process = _spawn(model, parallel, context, threads or os.cpu_count() or 1, port, log)
+        process = _spawn(model, parallel, context, threads or usable_cores(), port, log)
         engine = cls("", model, parallel, context, process, log, owns_log)
         try:
             engine.url = engine._await_address(time.monotonic() + timeout_s, timeout_s)

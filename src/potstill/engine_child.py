@@ -15,6 +15,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from potstill.cores import usable_cores
+
 GGUF_MAGIC = b"GGUF"
 
 
@@ -69,7 +71,7 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--port", type=int, default=0, help="0 picks a free one")
     parser.add_argument("--parallel", type=int, default=4, help="slots: requests decoded together")
     parser.add_argument("--context", type=int, default=2048, help="tokens a slot")
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--verbosity", type=int, default=1, help="1: errors, 2: warnings, 3: all of llama.cpp")
     parser.add_argument("--parent", type=int, default=os.getppid(), help="end when this is no longer the parent")
     return parser.parse_args(argv)

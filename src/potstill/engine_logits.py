@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from potstill.cores import usable_cores
 from potstill.errors import EngineFailure
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ def compare_files(
         (folder / "rows.json").write_text(json.dumps([list(row) for row in rows]))
         out = folder / "out.npz"
         command = [sys.executable, "-m", "potstill.engine_logits", str(reference), str(model)]
-        command += [str(folder / "rows.json"), str(out), "--threads", str(threads or os.cpu_count() or 1)]
+        command += [str(folder / "rows.json"), str(out), "--threads", str(threads or usable_cores())]
         root = str(Path(__file__).resolve().parents[1])
         paths = [root, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(paths))}
@@ -214,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="potstill.engine_logits", description=__doc__)
     for name in ("reference", "model", "rows", "out"):
         parser.add_argument(name, type=Path)
-    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--threads", type=int, default=usable_cores())
     options = parser.parse_args(argv)
     rows: list[list[int]] = json.loads(options.rows.read_text())
     library = _library()

@@ -9,12 +9,12 @@ test compares them with the engine's own library), so that equal weights give eq
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+from potstill.cores import usable_cores
 from potstill.errors import PotstillError
 from potstill.gguf_layout import Tensor, rope_row_order
 
@@ -111,7 +111,7 @@ def encode(tensor: Tensor, values: Any, kind: str, importance: NDArray[np.float3
         return _quantised(_checked(_float32(rows), tensor.source, F16_MAX), kind, importance)
 
     # rows are independent of each other, and the kernels let other threads run
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         blocks = list(pool.map(block, range(0, tensor.shape[0], ROWS)))
     return np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import platform
 from pathlib import Path
 from typing import Any
 
 from potstill.commands.recipes import read, sections
+from potstill.cores import usable_cores
 from potstill.errors import DamagedInput
 from potstill.forgetting.tombstone import read_tombstone
 from potstill.manifest import MANIFEST, Manifest, library_versions, read_manifest, write_atomically
@@ -48,7 +48,7 @@ def status(arguments: argparse.Namespace) -> int:
 
 def doctor(arguments: argparse.Namespace) -> int:
     """What this machine has, and what Potstill can do with it."""
-    found: Json = {"versions": library_versions(), "cores": os.cpu_count(), "machine": platform.platform()}
+    found: Json = {"versions": library_versions(), "cores": usable_cores(), "machine": platform.platform()}
     needs = {
         "distill": ("pyarrow", "rensa"),
         "train": ("torch", "transformers", "peft", "trl", "datasets"),
