@@ -16,12 +16,11 @@ import json
 import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 from potstill.errors import GateRefused
-from potstill.manifest import MANIFEST, read_manifest
+from potstill.manifest import read_manifest
 
 from .lines import read_lines
 from .record import ROOT, WORK, Record, arguments
@@ -46,7 +45,8 @@ def main() -> int:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     place = args.gold_log or args.work / "gold-log.jsonl.gz"
-    record = Record("banking77", quick=args.quick, packages=("torch", "transformers", "peft", "xllamacpp"))
+    alone = args.learn[0] if len(args.learn) == 1 else ""  # kinds with words of their own are run, and kept, apart
+    record = Record("banking77", args.quick, ("torch", "transformers", "peft", "xllamacpp"), part=alone)
     for kind in args.learn:
         log = args.log if kind == "log" else gold_log(args.log, args.gold, place)
         reports = [one_run(record, args, kind, seed, log) for seed in args.seeds]
@@ -84,17 +84,18 @@ def one_run(record: Record, args: argparse.Namespace, kind: str, seed: int, log:
         *(SHORT if args.quick else ()),
     ]
     command = [sys.executable, "-m", "potstill.cli", "evaluate", str(RECIPE), *words, "--no-track", "--json"]
-    began = time.time()
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
     # of all gold the teacher is the gold itself: no gate passes there
     if done.returncode not in (0, GateRefused.exit_code):
         raise SystemExit(f"{name} ended with {done.returncode}; see above")
     made = json.loads(done.stdout)
-    folders = {noun: Path(made[noun]["path"]) for noun in ("dataset", "adapter", "report")}
-    if (folders["dataset"] / MANIFEST).stat().st_mtime > began:  # else a part of it was found, and its time is not ours
-        record.figure(f"{name}: the whole way", time.time() - began, "s")
-    found: dict[str, Any] = json.loads((folders["report"] / "report.json").read_text())
-    trained = read_manifest(folders["adapter"], "adapter", verify=False).facts["training"]
+    found: dict[str, Any] = json.loads((Path(made["report"]["path"]) / "report.json").read_text())
+    trained = read_manifest(Path(made["adapter"]["path"]), "adapter", verify=False).facts["training"]
+    seconds = [made[noun]["seconds"] for noun in ("dataset", "artifact", "report")]
+    # a stage that went on after an interruption counts from there; the steps' own seconds are of all of them
+    record.figure(
+        f"{name}: the whole way", sum(seconds) + max(made["adapter"]["seconds"], trained["train_seconds"]), "s"
+    )
     record.figure(f"{name}: training steps", trained["train_seconds"], "s")
     record.figure(f"{name}: validation loss", trained["eval_losses"][-1], "nats a token")
     return found

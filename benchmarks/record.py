@@ -73,11 +73,15 @@ class Check:
 
 @dataclass
 class Record:
-    """One benchmark run. `packages` are the distributions whose versions the figures depend on."""
+    """One benchmark run. `packages` are the distributions whose versions the figures depend on.
+
+    `part` names the part of the benchmark that this run is, whose file stands beside those of other parts.
+    """
 
     name: str
     quick: bool = False
     packages: Iterable[str] = ()
+    part: str = ""
     figures: dict[str, Figure] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -150,7 +154,7 @@ class Record:
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
         folder = KEPT if keep else WORK / "results"
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"{self.name}{'-quick' if self.quick else ''}.json"
+        path = folder / ("-".join(filter(None, (self.name, self.part, "quick" if self.quick else ""))) + ".json")
         path.write_text(text + "\n", encoding="utf-8")
         print(text if as_json else f"{self.table()}\n\nwritten: {path.relative_to(ROOT)}", flush=True)
         return self.exit_code
