@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .fused import turning
+
 NAME = "potstill_rows"
 FLASH = "flash_attention_2"  # transformers' name of it
 LONG = 256  # tokens: from here on the fused kernel is at least as fast and needs no square of memory
@@ -195,7 +197,8 @@ def rows_apart(model: Any, row_lengths: tuple[int, ...]) -> Iterator[dict[str, A
     for each in configs:
         each._attn_implementation = chosen
     try:
-        yield arguments
+        with turning(model):
+            yield arguments
     finally:
         for each, name in zip(configs, before, strict=True):
             each._attn_implementation = name

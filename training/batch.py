@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .attention import rows_apart
+from .fused import target_scores
 from .packing import Unit
 
 CHUNK = 1024  # learnt tokens whose logits stand in memory at once
@@ -106,12 +107,18 @@ def token_scores(model: Any, batch: Batch, scores: TokenScores = target_log_prob
             .index_select(0, batch.learnt_at)
         )
     head = inner.get_output_embeddings()
+    fused = getattr(inner, "potstill_fused", False)
     softcap = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
     hits = 0
 
     def chunk(part: Tensor, at: slice) -> Tensor:
         nonlocal hits
-        logits = head(part).float()
+        logits = head(part)
+        if fused and scores is target_log_probs and not softcap:
+            found, first = target_scores(logits, batch.targets[at])
+            hits += int(first.sum())
+            return found
+        logits = logits.float()
         if softcap:
             logits = torch.tanh(logits / softcap) * softcap
         hits += int((logits.detach().argmax(-1) == batch.targets[at]).sum())

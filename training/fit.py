@@ -16,7 +16,9 @@ from potstill.tracking_stages import then_line
 from potstill.trained import save_trained
 
 from . import processes
+from .batch import inner_of
 from .forecast import CPU_MICRO_TOKENS, Way, way_here
+from .fused import fuse
 from .kernels import put_in
 from .loop import Plan, train
 from .model import student, whole
@@ -59,6 +61,8 @@ def fit(
     folder = out / "checkpoints"
     way = processes.by_first(lambda: way_here(settings, base, rows, held, resolved_quantization(settings), folder))
     model = make_student(settings, base, way.quantization)
+    if way.fused:
+        say(f"{fuse(inner_of(model))} modules work by compiled loops")
     if way.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     score = Scorer(shared, model, tokenizer, validation, settings.score_rows, Contract.read(out))

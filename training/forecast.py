@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -36,11 +36,12 @@ CPU_MICRO_TOKENS = 4096  # on a CPU larger products are no faster
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a step is done: quantisation of the base, recomputing of activations, tokens a micro-batch."""
+    """How a step is done: quantisation of the base, recomputing of activations, tokens a micro-batch, compiling."""
 
     quantization: Literal["none", "nf4"]
     checkpointing: bool
     micro_tokens: int
+    fused: bool = False
 
 
 def forecast(settings: Settings, shared: Shared, rows: Tokenised | None = None, held: Tokenised | None = None) -> Json:
@@ -155,7 +156,7 @@ def way_here(
     plain = Way(quantization, settings.activation_checkpointing == "on", settings.micro_tokens or CPU_MICRO_TOKENS)
     card = card_bytes(None)
     if card is None:
-        return plain
+        return replace(plain, fused=fused_here(settings, rows))
     chosen_before = folder / CHOSEN
     if chosen_before.is_file():
         return Way(**json.loads(chosen_before.read_text()))
@@ -171,6 +172,17 @@ def way_here(
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(chosen_before, json.dumps(asdict(way)).encode())
     return way
+
+
+def fused_here(settings: Settings, rows: Tokenised) -> bool:
+    """Whether elementwise work is compiled on this processor (fused.py): where that is asked for, or gains time."""
+    from .fused import can_compile, worth_it
+
+    if processes.count() > 1 or settings.compile is False:
+        return False
+    if settings.compile is True:
+        return can_compile()
+    return worth_it(steps_of(settings, rows)["tokens"])
 
 
 def steps_of(settings: Settings, rows: Tokenised | None) -> Json:

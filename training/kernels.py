@@ -1,7 +1,7 @@
 """Kernels for a CUDA device, each behind a setting: FlashAttention inside rows, Liger's fused layers, compiled layers.
 
 All are off by default: the results are the same up to rounding, and each asks for a package or for minutes at the
-start. On a processor lean.py takes their place.
+start. On a processor lean.py and fused.py take their place.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ def put_in(settings: Settings, model: Any) -> None:
     """Put what the recipe asks for into the model; raises PotstillError for what is not installed."""
     import torch
 
-    asked = [settings.attention != "rows", settings.kernels != "none", settings.compile]
-    if any(asked) and not torch.cuda.is_available():
-        say("train.attention, train.kernels, train.compile: for a CUDA device; not used on a processor")
+    if not torch.cuda.is_available():
+        if settings.attention != "rows" or settings.kernels != "none":
+            say("train.attention, train.kernels: for a CUDA device; not used on a processor")
         return
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     if settings.attention == "flash_attention_2":
         use_flash(inner)
     if settings.kernels == "liger":
         use_liger(inner)
-    if settings.compile:
+    if settings.compile is True:
         compile_layers(inner)
 
 

@@ -173,7 +173,7 @@ def make_lean(model: Any) -> int:
         for name in ("o_proj", "down_proj"):
             if _is_plain_lora(getattr(module, name, None)):
                 changed += _group([getattr(module, name)])
-        if hasattr(module, "gate_proj") and isinstance(getattr(module, "act_fn", None), torch.nn.SiLU | _silu_class()):
+        if hasattr(module, "gate_proj") and isinstance(getattr(module, "act_fn", None), torch.nn.SiLU | silu_class()):
             module.forward = _gated(module)
         if type(module).__name__.endswith("RMSNorm") and _is_known_norm(module):
             module.forward = _normed(module)
@@ -199,7 +199,8 @@ def _is_plain_lora(layer: Any) -> bool:
     return isinstance(dropout, torch.nn.Identity) and not layer.get_base_layer().weight.requires_grad
 
 
-def _silu_class() -> type:
+def silu_class() -> type:
+    """transformers' own class of the activation, beside torch's."""
     from transformers.activations import SiLUActivation
 
     return SiLUActivation
@@ -213,26 +214,39 @@ def _gated(module: Any) -> Any:
 
 
 def _is_known_norm(module: Any) -> bool:
-    """Whether it multiplies by its weight (Llama, Qwen) or by one more than it (Gemma), found by trying."""
+    """Whether its weight is frozen and multiplies as it is known to; keeps what it multiplies by."""
     weight = getattr(module, "weight", None)
-    if weight is None or weight.requires_grad or weight.dim() != 1:
+    if weight is None or weight.requires_grad or (plus := times(module)) is None:
         return False
+    module.potstill_scale = weight.detach().float() + plus
+    return True
+
+
+def times(norm: Any) -> float | None:
+    """What an RMSNorm adds to its weight before it multiplies by it, found by trying: 0 (Llama, Qwen) or 1 (Gemma).
+
+    None for one that does something else.
+    """
+    weight = getattr(norm, "weight", None)
+    if weight is None or weight.dim() != 1:
+        return None
     probe = torch.linspace(-2, 2, weight.numel(), device=weight.device, dtype=torch.float32)[None]
     with torch.no_grad():
+        found = type(norm).forward(norm, probe).float()
         for plus in (0.0, 1.0):
-            expected = probe * torch.rsqrt(probe.square().mean() + _eps(module)) * (weight.float() + plus)
-            if torch.allclose(module(probe).float(), expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max())):
-                module.potstill_scale = weight.detach().float() + plus
-                return True
-    return False
+            expected = probe * torch.rsqrt(probe.square().mean() + eps_of(norm)) * (weight.float() + plus)
+            if torch.allclose(found, expected, rtol=2e-2, atol=2e-2 * float(expected.abs().max())):
+                return plus
+    return None
 
 
-def _eps(module: Any) -> float:
-    return float(getattr(module, "variance_epsilon", getattr(module, "eps", 1e-6)))
+def eps_of(norm: Any) -> float:
+    """What an RMSNorm adds to the mean square."""
+    return float(getattr(norm, "variance_epsilon", getattr(norm, "eps", 1e-6)))
 
 
 def _normed(module: Any) -> Any:
-    scale, eps = module.potstill_scale, _eps(module)
+    scale, eps = module.potstill_scale, eps_of(module)
 
     def forward(x: Tensor) -> Tensor:
         return _Norm.apply(x, scale, eps)  # type: ignore[no-any-return, no-untyped-call]

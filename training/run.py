@@ -77,7 +77,7 @@ class Settings(Section):
     optimizer: Literal["adamw", "paged_adamw_8bit"] = "adamw"
     attention: Literal["rows", "flash_attention_2"] = "rows"
     kernels: Literal["none", "liger"] = "none"
-    compile: bool = False
+    compile: Literal["auto"] | bool = "auto"  # auto: on a CPU, where the training is long; never on a GPU
     shard: Literal["none", "full"] = "none"
     seed: int = 0
     then: Then | None = None

@@ -73,7 +73,7 @@ def test_on_a_processor_they_are_said_to_be_unused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    kernels.put_in(settings_with(attention="flash_attention_2", compile=True), object())
+    kernels.put_in(settings_with(attention="flash_attention_2", kernels="liger"), object())
     assert "not used on a processor" in capsys.readouterr().err
     kernels.put_in(settings_with(), object())
     assert capsys.readouterr().err == ""

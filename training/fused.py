@@ -1,0 +1,246 @@
+"""A layer's elementwise work as compiled loops: for long trainings on a processor.
+
+Norms, the gated activation, rotary embeddings and the scores of learnt tokens are a dozen small operations each, every
+one of which reads and writes its whole tensor; where matrix products are fast they take more than half of a step.
+`torch.compile` makes one loop of each. Only these are compiled: around them the rows differ at every step, which no
+compiled graph survives. The results are the same up to rounding (a test holds them together).
+
+Compiling needs a C++ compiler and takes some twenty seconds, so that short trainings go without (`worth_it`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potstill.progress import say
+
+from .lean import eps_of, silu_class, times
+
+WORTH_TOKENS = 200_000  # learnt from in all: at some hundred a second these save what the compiler takes
+
+
+def _norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    wide = x.float()
+    inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return (wide * inverse * weight).to(x.dtype), inverse
+
+
+def _norm_to_input(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> Tensor:
+    normed, to_normed = x.float() * inverse, grad.float() * weight
+    return ((to_normed - normed * (to_normed * normed).mean(-1, keepdim=True)) * inverse).to(x.dtype)
+
+
+def _norm_to_weight(grad: Tensor, x: Tensor, inverse: Tensor) -> Tensor:
+    return (grad.float() * x.float() * inverse).flatten(0, -2).sum(0)
+
+
+def _gate(gate: Tensor, up: Tensor) -> Tensor:
+    wide = gate.float()
+    return (wide * torch.sigmoid(wide) * up.float()).to(gate.dtype)
+
+
+def _gate_back(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    wide, grad_wide = gate.float(), grad.float()
+    sigmoid = torch.sigmoid(wide)
+    to_gate = grad_wide * up.float() * sigmoid * (1 + wide * (1 - sigmoid))
+    return to_gate.to(gate.dtype), (grad_wide * wide * sigmoid).to(up.dtype)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = x.shape[-1] // 2
+    first, second = x[..., :half], x[..., half:]
+    turned = first * cos[..., :half] - second * sin[..., :half], second * cos[..., half:] + first * sin[..., half:]
+    return torch.cat(turned, -1)
+
+
+def _turn_back(grad: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    half = grad.shape[-1] // 2
+    first, second = grad[..., :half], grad[..., half:]
+    back = first * cos[..., :half] + second * sin[..., half:], second * cos[..., half:] - first * sin[..., :half]
+    return torch.cat(back, -1)
+
+
+def _score(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    wide = logits.float()
+    most = wide.amax(-1, keepdim=True)
+    total = (wide - most).exp().sum(-1, keepdim=True).log() + most
+    chosen = wide.gather(1, targets[:, None])
+    return (chosen - total)[:, 0], total, (chosen == most)[:, 0]
+
+
+def _score_back(grad: Tensor, logits: Tensor, total: Tensor, targets: Tensor) -> Tensor:
+    shares = (logits.float() - total).exp()
+    tokens = torch.arange(logits.shape[1], device=logits.device)
+    return (grad[:, None] * ((tokens == targets[:, None]).float() - shares)).to(logits.dtype)
+
+
+@cache
+def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function, dynamic=True)
+
+
+class _Norm(torch.autograd.Function):
+    """RMSNorm of x [..., H] with weight [H] in float32; the weight may be trained."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        y, inverse = _compiled(_norm)(x, weight, eps)
+        ctx.save_for_backward(x, weight, inverse)
+        return y  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        x, weight, inverse = ctx.saved_tensors
+        to_weight = _compiled(_norm_to_weight)(grad, x, inverse) if ctx.needs_input_grad[1] else None
+        return _compiled(_norm_to_input)(grad, x, weight, inverse), to_weight, None
+
+
+class _Gate(torch.autograd.Function):
+    """silu(gate) * up, keeping the two inputs alone."""
+
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return _compiled(_gate)(gate, up)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return _compiled(_gate_back)(grad, *ctx.saved_tensors)
+
+
+class _Rotary(torch.autograd.Function):
+    """Queries and keys [1, heads, T, D] turned by cos and sin [1, 1, T, D]."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Any:
+        ctx.save_for_backward(cos, sin)
+        turn = _compiled(_turn)
+        return turn(q, cos, sin), turn(k, cos, sin)
+
+    @staticmethod
+    def backward(ctx: Any, to_q: Tensor, to_k: Tensor) -> Any:
+        back = _compiled(_turn_back)
+        return back(to_q, *ctx.saved_tensors), back(to_k, *ctx.saved_tensors), None, None
+
+
+class _Scores(torch.autograd.Function):
+    """[n] log-probabilities (float32) of targets [n] under logits [n, vocabulary]; whether each is the likeliest."""
+
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Any:
+        found, total, first = _compiled(_score)(logits, targets)
+        ctx.save_for_backward(logits, total, targets)
+        ctx.mark_non_differentiable(first)
+        return found, first
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> Any:
+        logits, total, targets = ctx.saved_tensors
+        return _compiled(_score_back)(grad, logits, total, targets), None
+
+
+def target_scores(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The log-probability [n] of each target, differentiable, and whether no token is likelier [n]."""
+    return _Scores.apply(logits, targets)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _rotary(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+    """transformers' apply_rotary_pos_emb: q, k [1, heads, T, D], cos and sin [1, T, D]."""
+    return _Rotary.apply(q, k, cos.unsqueeze(unsqueeze_dim), sin.unsqueeze(unsqueeze_dim))  # type: ignore[no-any-return, no-untyped-call]
+
+
+def worth_it(tokens: int) -> bool:
+    """Whether a training on so many tokens gains more than compiling costs, and this machine can compile."""
+    return tokens >= WORTH_TOKENS and can_compile()
+
+
+@cache
+def can_compile() -> bool:
+    """Whether a compiler is found that makes a working loop; the first call takes seconds."""
+    try:
+        probe = torch.linspace(-1, 1, 32)
+        return torch.allclose(_compiled(_gate)(probe, probe), _gate(probe, probe), atol=1e-6)
+    except Exception as fault:  # whatever is missing: a compiler, its headers, a place to write
+        reason = str(fault).strip().partition("\n")[0][:160]
+        say(f"train.compile: this machine cannot compile ({reason}); training goes on without, more slowly")
+        return False
+
+
+def fuse(inner: Any) -> int:
+    """Put the loops above into a transformers model (after make_lean); returns how many modules were changed.
+
+    What does not give the same results when tried stays as it is.
+    """
+    changed = 0
+    for module in inner.modules():
+        if hasattr(module, "gate_proj") and isinstance(getattr(module, "act_fn", None), torch.nn.SiLU | silu_class()):
+            module.forward = _gated(module)
+            changed += 1
+        elif type(module).__name__.endswith("RMSNorm") and (plus := times(module)) is not None:
+            module.forward = _normed(module, plus)
+            changed += 1
+    inner.potstill_fused = True
+    inner.potstill_rotary = _rotary_place(inner)
+    return changed
+
+
+def _gated(module: Any) -> Any:
+    def forward(x: Tensor) -> Tensor:
+        return module.down_proj(_Gate.apply(module.gate_proj(x), module.up_proj(x)))  # type: ignore[no-any-return, no-untyped-call]
+
+    return forward
+
+
+def _normed(module: Any, plus: float) -> Any:
+    eps = eps_of(module)
+    frozen = None if module.weight.requires_grad else module.weight.detach().float() + plus
+
+    def forward(x: Tensor) -> Tensor:
+        weight = module.weight.float() + plus if frozen is None else frozen
+        return _Norm.apply(x, weight, eps)  # type: ignore[no-any-return, no-untyped-call]
+
+    return forward
+
+
+@contextmanager
+def turning(inner: Any) -> Iterator[None]:
+    """Within, a fused model's queries and keys are turned by our loop: transformers calls a function of its module."""
+    place = getattr(inner, "potstill_rotary", None)
+    if place is None:
+        yield
+        return
+    theirs = place.apply_rotary_pos_emb
+    place.apply_rotary_pos_emb = _rotary
+    try:
+        yield
+    finally:
+        place.apply_rotary_pos_emb = theirs
+
+
+def _rotary_place(inner: Any) -> Any:
+    """The transformers module whose apply_rotary_pos_emb turns this model's queries and keys as ours does, or None."""
+    attention = getattr(inner.get_decoder().layers[0], "self_attn", None)
+    place = sys.modules.get(type(attention).__module__)
+    theirs = getattr(place, "apply_rotary_pos_emb", None)
+    head = getattr(attention, "head_dim", None)
+    whole = getattr(inner.config.get_text_config(), "partial_rotary_factor", None) in (None, 1, 1.0)
+    if theirs is None or not whole or not isinstance(head, int):
+        return None
+    draw = torch.Generator().manual_seed(0)
+    shapes = (1, 2, 3, head), (1, 1, 3, head), (1, 3, head), (1, 3, head)
+    q, k, cos, sin = (torch.randn(*shape, generator=draw) for shape in shapes)
+    try:
+        same = all(
+            torch.allclose(a, _turn(b, cos.unsqueeze(1), sin.unsqueeze(1)), atol=1e-5)
+            for a, b in zip(theirs(q, k, cos, sin), (q, k), strict=True)
+        )
+    except (TypeError, ValueError, RuntimeError):
+        same = False
+    return place if same else None
