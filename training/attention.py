@@ -11,7 +11,7 @@ transformers calls `rows_attention` by the name NAME for every architecture that
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -137,18 +137,34 @@ def _put(found: Tensor, padded: Tensor, bucket: Bucket, kv_heads: int) -> None:
     )
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, row_lengths: Sequence[int], scale: float, window: int) -> Tensor:
-    """The library's kernel, row by row: for rows whose square would not stay in the cache."""
-    out = []
-    for row in zip(*(torch.split(each, list(row_lengths)) for each in (q, k, v)), strict=True):
-        queries, keys, values = (each.transpose(0, 1)[None] for each in row)
-        length = queries.shape[2]
-        mask = None if window >= length else ~_hidden(length, window, str(q.device))
-        found = torch.nn.functional.scaled_dot_product_attention(
-            queries, keys, values, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
-        )
-        out.append(found[0].transpose(0, 1))
-    return torch.cat(out)
+def _bucketed(q: Tensor, k: Tensor, v: Tensor, row_lengths: tuple[int, ...], scale: float, window: int) -> Tensor:
+    """Rows of like length together: q [T, H, D] -> [T, H, D]."""
+    layout = layout_of(row_lengths, str(q.device))
+    return _RowsAttention.apply(q, k, v, layout, scale, window)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int) -> Tensor:
+    """One row by the library's kernel: for rows whose square would not stay in the cache."""
+    queries, keys, values = (each.transpose(0, 1)[None] for each in (q, k, v))
+    length = queries.shape[2]
+    mask = None if window >= length else ~_hidden(length, window, str(q.device))
+    found = torch.nn.functional.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
+    )
+    return found[0].transpose(0, 1)
+
+
+def _mixed(q: Tensor, k: Tensor, v: Tensor, row_lengths: tuple[int, ...], scale: float, window: int) -> Tensor:
+    """Long rows by the library's kernel, the short ones between them in buckets."""
+    rows = list(zip(*(torch.split(each, list(row_lengths)) for each in (q, k, v)), strict=True))
+    short = [at for at, length in enumerate(row_lengths) if length <= LONG]
+    out: dict[int, Tensor] = {}
+    if short:
+        lengths = tuple(row_lengths[at] for at in short)
+        together = [torch.cat(parts) for parts in zip(*(rows[at] for at in short), strict=True)]
+        found = _bucketed(*together, lengths, scale, min(window, max(lengths)))
+        out = dict(zip(short, torch.split(found, list(lengths)), strict=True))
+    return torch.cat([out[at] if at in out else _fused(*row, scale, window) for at, row in enumerate(rows)])
 
 
 def rows_attention(
@@ -170,10 +186,8 @@ def rows_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     longest = max(row_lengths)
     window = min(sliding_window or longest, longest)
-    if longest > LONG:
-        return _fused(q, k, v, row_lengths, scale, window)[None], None
-    layout = layout_of(row_lengths, str(q.device))
-    return _RowsAttention.apply(q, k, v, layout, scale, window)[None], None  # type: ignore[no-untyped-call]
+    attend = _mixed if longest > LONG else _bucketed
+    return attend(q, k, v, row_lengths, scale, window)[None], None
 
 
 @contextmanager

@@ -104,8 +104,12 @@ def test_packed_rows_do_not_see_each_other(base: models.Base, long: int, monkeyp
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (4, 1)])
 @pytest.mark.parametrize("window", [None, 5])
-def test_rows_attention_is_softmax_attention_with_its_gradients(heads: tuple[int, int], window: int | None) -> None:
+@pytest.mark.parametrize("long", [attention.LONG, 9, 0], ids=["buckets", "both", "fused kernel"])
+def test_rows_attention_is_softmax_attention_with_its_gradients(
+    heads: tuple[int, int], window: int | None, long: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Against the library's attention with a mask over the whole sequence, in float64."""
+    monkeypatch.setattr(attention, "LONG", long)
     torch.manual_seed(0)
     sizes = (3, 17, 1, 16, 9, 16)
     total = sum(sizes)
