@@ -18,13 +18,14 @@ from pydantic import ValidationError
 from potstill.canaries import choose_canaries, read_canaries
 from potstill.completers import Completion
 from potstill.errors import ParityMismatch, RecipeError
+from potstill.free_memory import free_bytes
 from potstill.records import Example
 from potstill.serving.authenticate import Keys
 from potstill.serving.backends import Address, Borrowed, body_for
 from potstill.serving.call import Call
 from potstill.serving.engine_settings import LlamaCppSettings
 from potstill.serving.fleet import Fleet
-from potstill.serving.memory import free_bytes, shortage
+from potstill.serving.memory import shortage
 from potstill.serving.order import ORDER
 from potstill.serving.run import running_server
 from potstill.serving.server import Server

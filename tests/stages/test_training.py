@@ -246,3 +246,22 @@ def test_the_rate_rises_to_its_peak_and_never_past_it(schedule: Any) -> None:
     assert max(rates) == rates[10] == 1e-3
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[-1] == 1e-3 if schedule == "constant_with_warmup" else rates[-1] < 5e-5
+
+
+def test_training_flushes_subnormal_numbers(
+    base: models.Base, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot flush subnormal numbers")
+    torch.set_flush_denormal(False)
+    seen = []
+    step = MasterAdamW.step
+
+    def watched(optimizer: MasterAdamW, rate: float, limit: float) -> float:
+        seen.append(float(torch.tensor([1e-40]) * 1))
+        return step(optimizer, rate, limit)
+
+    monkeypatch.setattr(MasterAdamW, "step", watched)
+    trained(base, dataset, tmp_path, max_steps=1)
+    assert float(torch.tensor([1e-40], dtype=torch.float64)) > 0
+    assert seen == [0.0]

@@ -19,6 +19,7 @@ from potstill.manifest import write_manifest
 from tests.stages.test_training import base, dataset, settings_with, shared_for
 from tests.stages.test_training import trained as train
 from training import full, model
+from training.batch import Batch, token_scores
 from training.loop import gradient, held_out_loss
 from training.objectives.answers import Answers
 from training.optimizer import MasterAdamW
@@ -163,3 +164,22 @@ def test_an_evaluation_does_not_change_the_gradients_of_an_nf4_base(variant: Any
         norms.append(float(optimizer.gather().norm()))
     assert norms[0] > 0
     assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("free", [2**40, 1000, None])
+def test_an_nf4_base_is_dequantised_once_where_there_is_room_and_gives_the_same_scores_without(
+    free: int | None, base: models.Base, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [Row(f"r{at}", tuple(range(3 + at, 40 + at)), ((5, 37),)) for at in range(4)]
+    batch = Batch.of([Unit(row.id, (row,)) for row in rows])
+    made = []
+    for answer in (None, free):
+        monkeypatch.setattr(model, "free_bytes", lambda answer=answer: answer)
+        capsys.readouterr()
+        made.append(model.student(base.path, quantization="nf4", rank=4, alpha=16, dropout=0.0, seed=1))
+    said = capsys.readouterr().err
+    assert ("dequantised anew at every use, which is slower" in said) is (free == 1000)
+    assert ("dequantised once" in said) is (free != 1000)
+    with torch.no_grad():
+        reference, found = (token_scores(each, batch)[0] for each in made)
+    assert (found - reference).abs().max() < 0.1  # bf16, rounded at other places

@@ -15,11 +15,12 @@ from typing import Literal, Protocol
 
 from potstill.errors import EngineFailure, PotstillError, RecipeError
 from potstill.forgetting.tombstone import heed
+from potstill.free_memory import free_bytes
 from potstill.progress import say
 from potstill.serving.aside import aside
 from potstill.serving.engine_settings import EngineSettings
 from potstill.serving.fleet import Deployment, Fleet, key_of
-from potstill.serving.memory import free_bytes, shortage
+from potstill.serving.memory import shortage
 from potstill.serving.registry import Found, Gone, Registry
 from potstill.serving.settings import ServeSettings
 from potstill.serving.start import load_artifact, start_backend
