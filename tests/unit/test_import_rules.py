@@ -23,7 +23,17 @@ HEAVY = {"torch", "transformers", "mlflow", "ray", "trl", "peft", "datasets"}
 HEAVY_AT_TOP = {
     f"training.{name}": {"torch"}
     for name in (
-        *("attention", "batch", "lean", "loop", "optimizer", "objectives", "objectives.answers", "objectives.logits"),
+        *(
+            "attention",
+            "batch",
+            "fused",
+            "lean",
+            "loop",
+            "optimizer",
+            "objectives",
+            "objectives.answers",
+            "objectives.logits",
+        ),
         *("objectives.on_policy", "target_store", "teacher"),
     )
 }
