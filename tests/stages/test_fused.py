@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,13 +10,15 @@ import pytest
 import torch
 
 from potstill import models
+from tests.stages.datasets import dataset_folder
 from tests.stages.processes_child import units
-from tests.stages.test_training import settings_with
+from tests.stages.test_training import example, losses, settings_with, trained
 from tests.stages.tiny_llama import tiny_base
 from training import forecast, fused
 from training.attention import rows_apart
 from training.batch import Batch, inner_of, target_log_probs, token_scores
 from training.model import student
+from training.optimizer import MasterAdamW
 
 
 @pytest.fixture(scope="module")
@@ -148,3 +151,30 @@ def test_a_machine_that_cannot_compile_says_why_and_goes_on(
     finally:
         fused.can_compile.cache_clear()
     assert "InvalidCxxCompiler: no g++)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_run_with_compiled_loops_goes_on_with_the_same_bits(
+    base: models.Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not fused.can_compile():
+        pytest.skip("no C++ compiler is at hand")
+    train, held = [example(at) for at in range(90)], [example(at) for at in range(300, 315)]
+    dataset = dataset_folder(tmp_path / "dataset", train, held)
+    settings = {"compile": True, "checkpoint_steps": 3}
+    trained(base, dataset, tmp_path / "whole", **settings)
+    steps, step = [0], MasterAdamW.step
+
+    def cut_off(optimizer: MasterAdamW, rate: float, limit: float) -> float:
+        steps[0] += 1
+        if steps[0] == 11:
+            raise ConnectionAbortedError("the power is gone")
+        return step(optimizer, rate, limit)
+
+    monkeypatch.setattr(MasterAdamW, "step", cut_off)
+    with pytest.raises(ConnectionAbortedError):
+        trained(base, dataset, tmp_path / "cut", **settings)
+    monkeypatch.setattr(MasterAdamW, "step", step)
+    trained(base, dataset, tmp_path / "cut", **settings)
+    assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
+    assert len(losses(tmp_path / "cut")) > 11
