@@ -31,8 +31,6 @@ from .scoring import Score
 from .watch import Watch, refuse_not_finite
 from .weights import device_of, put_weights, trained_weights
 
-LOSS_SHARE = 0.01  # what the validation loss, as a share of the first one, counts beside the score: it breaks ties
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -55,16 +53,23 @@ class Plan:
 class Progressed:
     """What a checkpoint remembers beside weights and random states.
 
-    `stale`: evaluations since the best; `evaluated`: the step of the last evaluation.
+    `best_score` (0 where nothing is scored) and `best_loss` are those of the best evaluation, None before the first;
+    `stale`: evaluations since then; `evaluated`: the step of the last evaluation.
     """
 
     step: int = 0
-    first_loss: float | None = None
-    best: float | None = None
+    best_score: float | None = None
+    best_loss: float | None = None
     best_step: int = 0
     stale: int = 0
     stopped: bool = False
     evaluated: int = -1
+
+    def beaten_by(self, score: float, loss: float) -> bool:
+        """Whether a score is higher than the best so far, or the same with a lower loss."""
+        if self.best_score is None or self.best_loss is None:
+            return True
+        return (score, -loss) > (self.best_score, -self.best_loss)
 
 
 def train(
@@ -214,12 +219,11 @@ def evaluate(
     if found is not None:
         values |= {"eval_score": found.value, "eval_score_low": found.low, "eval_score_high": found.high}
     watch.evaluated(done.step, {name: value for name, value in values.items() if value is not None})
-    done.first_loss = loss if done.first_loss is None else done.first_loss
-    selection = (found.value if found is not None else 0.0) - LOSS_SHARE * min(loss / max(done.first_loss, 1e-9), 10.0)
-    if done.best is None or selection > done.best:
+    value = found.value if found is not None else 0.0
+    if done.beaten_by(value, loss):
         if processes.first():
             best.keep(done.step, trained_weights(model))
-        done.best, done.best_step, done.stale = selection, done.step, 0
+        done.best_score, done.best_loss, done.best_step, done.stale = value, loss, done.step, 0
     else:
         done.stale += 1
         if plan.patience is not None and done.stale >= plan.patience:
@@ -303,7 +307,9 @@ def take_weights_from_first(model: Any) -> None:
 
 def take_best(best: checkpoints.Best, model: Any, done: Progressed) -> None:
     """Put the best weights into the model (the last ones stay when there were no held-out rows to choose by)."""
-    if done.best is None or done.best_step == done.step or not processes.first():
+    if done.best_loss is None:
+        done.best_step = done.step
+    if done.best_step == done.step or not processes.first():
         return  # the others are given them at the beginning of what follows
     try:
         tensors = best.read(done.best_step)
