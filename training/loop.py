@@ -34,7 +34,10 @@ from .weights import device_of, put_weights, trained_weights
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a phase of training goes on. Lengths in tokens; `evals` is how often it is evaluated, `patience` in evals."""
+    """How a phase of training goes on. Lengths in tokens; `patience` in evaluations.
+
+    `evals` is how often it is evaluated beside the evaluation before its first step.
+    """
 
     learning_rate: float
     schedule: Schedule
@@ -102,12 +105,12 @@ def train(
             done = resume(folder, optimizer, watch, run, stream.seed)
         done = begin_together(optimizer, done)
         best = checkpoints.Best(folder)
-        every = max(1, stream.steps // plan.evals)
+        evaluations = evaluated_at(stream.steps, plan.evals)
         saved, saved_step = time.monotonic(), done.step
         with asked_to_end() as ending:
             while True:
                 asked = processes.agreed(ending[0] if ending else 0)
-                due = (done.step % every == 0 or done.step == stream.steps) and done.evaluated < done.step
+                due = done.step in evaluations and done.evaluated < done.step
                 if due and not asked:
                     evaluate(model, objective, held, plan, watch, score, done, best)
                 often = plan.checkpoint_steps is not None and done.step % plan.checkpoint_steps == 0
@@ -123,6 +126,14 @@ def train(
                 learn(model, objective, stream, plan, watch, optimizer, done)
         take_best(best, model, done)
     return done
+
+
+def evaluated_at(steps: int, evals: int) -> frozenset[int]:
+    """The steps after which a run is evaluated: 0, and `evals` others evenly spread, the last at the end.
+
+    Fewer where there are fewer steps.
+    """
+    return frozenset({0} | {(2 * at * steps + evals) // (2 * evals) for at in range(1, evals + 1)})
 
 
 def learn(

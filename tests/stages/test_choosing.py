@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.stages.toy_training import PLAN, toy_model, toy_units, weights_digest
 from training import loop
-from training.loop import Progressed, train
+from training.loop import Progressed, evaluated_at, train
 from training.objectives.answers import Answers
 from training.packing import Stream
 from training.scoring import Score
@@ -70,6 +73,32 @@ def test_without_held_out_rows_the_last_step_is_the_one_that_is_named(tmp_path: 
     watch = Watch(tmp_path / "log.jsonl", stream.steps)
     done = train(toy_model(), Answers(stream.units), stream, [], PLAN, watch, tmp_path / "checkpoints")
     assert (done.best_step, done.best_loss) == (3, None)
+
+
+@pytest.mark.parametrize(
+    ("steps", "evals", "wanted"),
+    [(7, 4, [0, 2, 4, 5, 7]), (8, 4, [0, 2, 4, 6, 8]), (53, 2, [0, 27, 53]), (3, 4, [0, 1, 2, 3]), (1, 4, [0, 1])],
+)
+def test_evaluations_are_as_many_as_the_setting_says_and_evenly_spread(
+    steps: int, evals: int, wanted: list[int]
+) -> None:
+    assert sorted(evaluated_at(steps, evals)) == wanted
+
+
+@given(st.integers(1, 500), st.integers(1, 100))
+def test_the_last_evaluation_is_at_the_end_and_none_is_far_from_its_place(steps: int, evals: int) -> None:
+    found = sorted(evaluated_at(steps, evals))
+    assert (found[0], found[-1]) == (0, steps)
+    assert len(found) == 1 + min(steps, evals)
+    gaps = [after - before for before, after in itertools.pairwise(found)]
+    assert max(gaps) - min(gaps) <= 1
+
+
+def test_patience_counts_the_evaluations_without_a_better_one(tmp_path: Path) -> None:
+    found = [(0.1, 1.0), (0.5, 0.5), (0.4, 0.4), (0.5, 0.6), (0.9, 0.1), (0.9, 0.1)]
+    done, digests, left = chosen(tmp_path, list(found), steps=10, evals=5, patience=2)
+    assert (done.step, done.best_step, done.stopped) == (6, 2, True)
+    assert left == digests[1]
 
 
 def test_what_is_remembered_of_the_best_goes_through_json_unchanged() -> None:
