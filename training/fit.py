@@ -107,7 +107,7 @@ def learn_answers(
     done = train(model, objective, stream, held_units, plan, watch, out / "checkpoints", score)
     if not processes.first():
         return {}
-    return watch.verdict() | {
+    return watch.verdict(done.best_step) | {
         "objective": {"name": objective.name, **getattr(objective, "facts", {})},
         "tokens_an_epoch": rows.tokens,
         "supervised_tokens_an_epoch": rows.supervised_tokens,

@@ -185,8 +185,11 @@ class Watch:
         of_peak = f" ({share:.0%} of this machine's matrix product)" if share is not None else ""
         return f"{self.tokens_per_second():,.0f} tokens/s{of_peak}, loss {self.losses[-1]:.4f}"
 
-    def verdict(self) -> Json:
-        """The phase's figures; raises NothingLearned when the loss is flat or no gradient ever flowed."""
+    def verdict(self, kept: int) -> Json:
+        """The phase's figures; raises NothingLearned when the loss is flat or no gradient ever flowed.
+
+        Raised too when the weights that are kept are those of step 0: the base itself, whatever the loss did.
+        """
         self.redraw()
         if self.grad_norms and max(self.grad_norms) == 0:
             raise NothingLearned("every gradient was zero: the adapter is not connected to the loss")
@@ -200,6 +203,13 @@ class Watch:
             raise NothingLearned(
                 f"nothing learned: {what} {first:.4f} at the start, {last:.4f} at best; "
                 "check the answers, raise train.learning_rate or train.epochs"
+            )
+        if kept == 0:
+            before, *after = (each.get("eval_score", 0.0) for each in self.evaluations)
+            raise NothingLearned(
+                f"nothing learned: the task score was {before:.3f} before training and {max(after):.3f} at best after "
+                "it, so the base would ship as it is; lower train.learning_rate, raise train.epochs, raise "
+                "train.score_rows where a few rows decide, or use the base itself"
             )
         return self.figures()
 

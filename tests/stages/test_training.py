@@ -24,6 +24,7 @@ from tests.stages.tiny_llama import tiny_base
 from training import run
 from training.optimizer import MasterAdamW, learning_rate
 from training.rows import IGNORED, tokenise
+from training.scoring import Score, Scorer
 from training.watch import refuse_not_finite
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -181,6 +182,17 @@ def test_no_supervised_token_is_refused_before_the_model_is_loaded(
 def test_flat_loss_is_refused(base: models.Base, dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(NothingLearned, match="nothing learned: validation loss"):
         trained(base, dataset, tmp_path / "flat", learning_rate=1e-9, epochs=1)
+
+
+def test_a_base_that_no_checkpoint_beats_does_not_ship_as_a_student(
+    base: models.Base, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss falls as ever, the task score does not rise: what would be kept are the weights of step 0."""
+    found = iter([0.6, 0.5, 0.5])
+    monkeypatch.setattr(Scorer, "__call__", lambda self: Score(next(found), 6))
+    with pytest.raises(NothingLearned, match=r"task score was 0\.600 before training and 0\.500 at best after it"):
+        trained(base, dataset, tmp_path / "worse")
+    assert not (tmp_path / "worse" / "adapter").exists()
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm", "eval_loss"])
