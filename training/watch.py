@@ -84,11 +84,10 @@ class Watch:
         took = time.perf_counter() - self._started
         tokens = sum(unit.tokens for unit in units)
         learnt = sum(row.supervised_tokens for unit in units for row in unit.rows)
-        self.seconds += took
-        self.tokens += tokens
-        self.learnt_tokens += learnt
         refuse_not_finite(values | {"step": step})
-        self._take({"step": step, **values, "rows": rows_digest(units), "tokens_per_second": round(tokens / took, 1)})
+        spent = {"tokens": tokens, "learnt_tokens": learnt, "seconds": round(took, 6)}
+        speed = {"tokens_per_second": round(tokens / took, 1)}
+        self._take({"step": step, **values, "rows": rows_digest(units), **spent, **speed})
         self.progress.advance(note=self.note())
 
     def evaluated(self, step: int, values: Json) -> None:
@@ -145,6 +144,9 @@ class Watch:
         if "loss" in values:
             self.losses.append(values["loss"])
             self.grad_norms.append(values["grad_norm"])
+            self.seconds += values.get("seconds", 0.0)
+            self.tokens += values.get("tokens", 0)
+            self.learnt_tokens += values.get("learnt_tokens", 0)
         if "eval_loss" in values:
             self.eval_losses.append(values["eval_loss"])
             self.evaluations.append(values)
@@ -152,7 +154,8 @@ class Watch:
     def recall(self, step: int | None) -> None:
         """Take up the log as far as the checkpoint that is gone on from; drop what came after it (None: everything).
 
-        A line that a kill cut short is dropped too.
+        A line that a kill cut short is dropped too. Seconds and tokens go on from there: the figures are of the whole
+        phase, without the steps that were lost and done again.
         """
         before = self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
         kept = []

@@ -77,7 +77,7 @@ def trained(base: models.Base, dataset: Path, out: Path, then: Any = DPO, **chan
 def lines(out: Path, log: str = LOG) -> list[Any]:
     """The log without what differs between two runs of the same training."""
     found = map(json.loads, (out / log).read_text().splitlines())
-    moving = ("time", "tokens_per_second", "system/")
+    moving = ("time", "seconds", "tokens_per_second", "system/")
     return [{name: value for name, value in line.items() if not name.startswith(moving)} for line in found]
 
 
