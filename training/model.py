@@ -1,4 +1,7 @@
-"""The student: a base, quantised or not, with an adapter on every linear layer, or all of its weights to be trained."""
+"""The student: a base, quantised or not, with an adapter on every linear layer, or all of its weights to be trained.
+
+Of a base that also sees images, only what reads and writes text is trained: its decoder and its head.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +49,7 @@ def student(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules="all-linear",
+        target_modules=text_linears(model) or "all-linear",
         task_type="CAUSAL_LM",
         use_rslora=variant == "rslora",
         use_dora=variant == "dora",
@@ -64,7 +67,22 @@ def whole(base: Path, *, seed: int) -> Any:
     import torch
 
     torch.manual_seed(seed)
-    return models.load_float(base)
+    model = models.load_float(base)
+    text = {*model.get_decoder().parameters(), *model.get_output_embeddings().parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter in text)
+    return model
+
+
+def text_linears(model: Any) -> list[str]:
+    """Names of the decoder's linear layers, where the model has others beside its head (a vision tower); else none."""
+    import torch
+
+    linear = {name: each for name, each in model.named_modules() if isinstance(each, torch.nn.Linear)}
+    text = {*model.get_decoder().modules()}
+    inside = [name for name, each in linear.items() if each in text]
+    head = model.get_output_embeddings()
+    return inside if any(each not in text and each is not head for each in linear.values()) else []
 
 
 def _never_repacked(model: Any) -> None:
