@@ -138,13 +138,16 @@ def make_student(settings: Settings, base: Path, quantization: Any) -> Any:
 
 
 def watch_of(model: Any, stream: Stream, log: Path, plot: Path, live: Live) -> Watch:
-    """The watch of one phase. One process writes its log and its plot: the others' lines are the same."""
+    """The watch of one phase. One process writes its log and its plot: the others' lines are the same.
+
+    A step's tokens are those of all processes, and so is what their devices, taken to be alike, could multiply.
+    """
     writes = processes.first()
     return Watch(
         log if writes else Path(os.devnull),
         stream.steps,
         flops=flops_a_token(model),
-        peak_flops=matrix_product_flops(device_of(model).partition(":")[0]),
+        peak_flops=matrix_product_flops(device_of(model).partition(":")[0]) * processes.count(),
         live=live,
         plot=plot if writes else None,
     )

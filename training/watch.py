@@ -50,7 +50,7 @@ class Watch:
     """Collects what happens in a phase of training; `verdict` judges the finished one.
 
     `log` gets one JSON object a step or evaluation, `live` the same as it happens. `flops` is what a token and a
-    learnt token cost, `peak_flops` what the machine's own matrix product gives a second. `plot` is drawn anew from
+    learnt token cost, `peak_flops` what the matrix product of all its devices gives a second. `plot` is drawn anew from
     the log at every evaluation and at the end.
     """
 
@@ -177,7 +177,7 @@ class Watch:
         return self.tokens / max(self.seconds, 1e-9)
 
     def share_of_peak(self) -> float | None:
-        """Share of the machine's own matrix product that the steps have used; None where it was not measured."""
+        """Share of all devices' own matrix product that the steps have used; None where it was not measured."""
         if not self.peak_flops or not self.seconds:
             return None
         used = self.tokens * self.flops[0] + self.learnt_tokens * self.flops[1]

@@ -21,8 +21,9 @@ from potstill.records import Json
 from tests.stages.processes_child import units
 from tests.stages.test_then import dataset_of
 from tests.stages.tiny_llama import tiny_base
-from training import processes
-from training.packing import Unit
+from tests.stages.toy_training import toy_model
+from training import fit, processes
+from training.packing import Stream, Unit
 from training.rows import Row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -164,6 +165,16 @@ def test_alone_every_unit_is_computed_once_in_order() -> None:
     found = list(processes.rounds(made, 100))
     assert all(counts for _, counts in found)
     assert [unit for micro, _ in found for unit in micro] == made
+
+
+def test_the_share_of_the_matrix_product_is_of_all_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A step's tokens are those of all processes: over one device's product, four would use 400 %."""
+    stream = Stream(units(40, 0), seed=3, step_tokens=64, max_steps=3)
+    monkeypatch.setattr(fit, "matrix_product_flops", lambda device: 1e9)
+    monkeypatch.setattr(processes, "count", lambda: 4)
+    watch = fit.watch_of(toy_model(), stream, tmp_path / "log.jsonl", tmp_path / "plot.svg", None)
+    watch.tokens, watch.seconds, watch.flops = 1000, 1.0, (2e6, 0.0)
+    assert watch.share_of_peak() == pytest.approx(0.5)
 
 
 def test_sharding_alone_is_refused(base: models.Base) -> None:

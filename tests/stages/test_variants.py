@@ -28,6 +28,7 @@ from training.objectives.answers import Answers
 from training.optimizer import MasterAdamW
 from training.packing import Unit
 from training.rows import Row
+from training.speed import flops_a_token
 
 __all__ = ["base", "dataset"]  # fixtures
 
@@ -133,6 +134,22 @@ def test_a_base_that_sees_images_has_its_adapter_on_what_reads_and_writes_text_a
     trained.save_trained(student, tmp_path)
     again: Any = peft.PeftModel.from_pretrained(models.load_float(seeing.path), str(tmp_path / "adapter"))
     assert [name for name, _ in again.named_parameters() if "lora_" in name] == adapted
+
+
+def test_trained_weights_cost_six_operations_a_token_and_frozen_ones_four(base: models.Base) -> None:
+    whole = model.whole(base.path, seed=1)
+    layers = [each for each in whole.get_decoder().modules() if isinstance(each, torch.nn.Linear)]
+    body, head = sum(each.weight.numel() for each in layers), whole.get_output_embeddings().weight.numel()
+    assert flops_a_token(whole) == (6 * body, 6 * head)
+    assert flops_a_token(whole.requires_grad_(False)) == (4 * body, 4 * head)
+
+
+def test_what_sees_images_is_no_work_of_a_step(tmp_path: Path) -> None:
+    found = model.whole(tiny_gemma3_that_sees(tmp_path / "base").path, seed=1)
+    linear = [each for name, each in found.named_modules() if isinstance(each, torch.nn.Linear) and "vision" in name]
+    text = [each for each in found.get_decoder().modules() if isinstance(each, torch.nn.Linear)]
+    assert linear
+    assert flops_a_token(found)[0] == 6 * sum(each.weight.numel() for each in text)
 
 
 def test_full_fine_tuning_leaves_what_sees_images_as_it_is(tmp_path: Path) -> None:
