@@ -1,8 +1,8 @@
 """The training loop, top to bottom: a step, its evaluation, its checkpoint.
 
 Everything that a step depends on is in the checkpoint or a function of the step's number: the weights and moments, the
-random states, and which rows it learns from (packing.py). A run that is killed anywhere goes on with the same rows
-and, on a CPU, the same bits.
+random states (the first process's; the others' are drawn anew at every step), and which rows it learns from
+(packing.py). A run that is killed anywhere goes on with the same rows and, on a CPU, the same bits.
 """
 
 from __future__ import annotations
@@ -141,6 +141,7 @@ def learn(
 ) -> None:
     """One step: the gradient of its units, and the update from it."""
     watch.begin(done.step)
+    processes.draw_apart(stream.seed, done.step)
     units = stream.step(done.step)
     if isinstance(objective, Generates):
         units = processes.agreed(objective.generate(model, units, done.step))
@@ -298,14 +299,13 @@ def resume(folder: Path, optimizer: MasterAdamW, watch: Watch, run: dict[str, st
 
 
 def begin_together(optimizer: MasterAdamW, done: Progressed) -> Progressed:
-    """Put every process where the first one stands: weights, moments, random states; returns its progress."""
+    """Put every process where the first one stands: weights and moments; returns its progress."""
     if processes.count() == 1:
         return done
     state = {name: each.cpu() for name, each in optimizer.state().items()}
-    done, state, random = processes.agreed((done, state, checkpoints.random_states()))
+    done, state = processes.agreed((done, state))
     if not processes.first():
         optimizer.load_state(state)
-        checkpoints.restore_random_states(random)
     return done
 
 

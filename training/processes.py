@@ -10,6 +10,7 @@ gathered while it computes. What is trained stands whole in every process.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -90,6 +91,18 @@ def gathered(value: T) -> list[T]:
     held: list[Any] = [None] * count()
     distributed.all_gather_object(held, value)
     return held
+
+
+def draw_apart(seed: int, step: int) -> None:
+    """Give every process but the first random numbers of its own for a step, a function of seed, step and rank alone.
+
+    The first one's go on from step to step and are in its checkpoints.
+    """
+    if not first():
+        import torch
+
+        digest = hashlib.sha256(f"{seed}/{step}/{rank()}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
 def wait() -> None:

@@ -121,6 +121,16 @@ def test_a_run_goes_on_with_another_number_of_processes(
     same(run(base, tmp_path, 1), alone[1], rel=1e-5)
 
 
+def test_processes_that_drop_out_go_on_with_the_same_losses_to_the_bit(base: models.Base, tmp_path: Path) -> None:
+    whole = run(base, tmp_path / "whole", 2, dropout=0.2)
+    plain = run(base, tmp_path / "plain", 2)
+    assert series(whole, "loss") != series(plain, "loss"), "nothing was dropped"
+    run(base, tmp_path / "stopped", 2, dropout=0.2, stop_at=5)
+    resumed = run(base, tmp_path / "stopped", 2, dropout=0.2)
+    for name in ("rows", "loss", "grad_norm", "eval_loss"):
+        assert series(resumed, name) == series(whole, name), name
+
+
 @pytest.mark.parametrize("objective", ["dpo", "kto"])
 def test_a_second_phase_by_two_processes_learns_what_one_learns(
     objective: str, base: models.Base, tmp_path: Path
