@@ -106,3 +106,29 @@ def test_the_8_bit_optimiser_comes_back_from_its_state(tmp_path: Path) -> None:
     plain = torch.nn.Parameter(start.clone())
     run(plain, MasterAdamW([plain], lr=1e-3), range(6))
     assert (whole - plain).abs().max() < 0.3 * (plain - start).abs().max()
+
+
+def test_the_8_bit_optimiser_goes_on_in_paged_memory() -> None:
+    """Marked buffers stand for CUDA's managed memory: moments that are no such buffer would fill the card."""
+    weight = torch.nn.Parameter(torch.randn(64, 128))
+    optimizer = MasterAdamW([weight], lr=1e-3, paged_8bit=True)
+    made = []
+
+    def paged(p: Any, dtype: Any) -> Any:
+        made.append(torch.zeros_like(p, dtype=dtype))
+        made[-1].is_paged = True
+        return made[-1]
+
+    optimizer.inner.get_state_buffer = paged
+    kept = {
+        "master": torch.randn(64 * 128), "step": torch.tensor(7),
+        "state1": torch.randint(0, 256, (64 * 128,), dtype=torch.uint8), "absmax1": torch.rand(32),
+        "state2": torch.randint(0, 256, (64 * 128,), dtype=torch.uint8), "absmax2": torch.rand(32),
+        "qmap1": torch.rand(256), "qmap2": torch.rand(256),
+    }  # fmt: skip
+    optimizer.load_state(kept)
+    moments = optimizer.inner.state[optimizer.master]
+    assert [id(moments[name]) for name in ("state1", "state2")] == [id(each) for each in made]
+    assert moments["step"] == 7
+    for name, each in optimizer.state().items():
+        assert torch.equal(each, kept[name]), name
