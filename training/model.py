@@ -33,14 +33,16 @@ def student(
     rsLoRA (Kalajdzievski 2023) scales by alpha / sqrt(rank), DoRA (Liu et al. 2024) learns the magnitude of every
     output apart. The adapter computes in the base's bf16, since a float32 one costs a cast of every activation on a
     CPU; its float32 master copy lives in the optimiser (see optimizer.py). A `shardable` one can be given to
-    processes.shard.
+    processes.shard, and stands on the CPU until then, unless it is quantised: that is a card's work.
     """
     import peft
     import torch
 
     torch.manual_seed(seed)
-    model = models.load_nf4(base, shardable=shardable) if quantization == "nf4" else models.load_float(base)
-    if quantization == "nf4":
+    if quantization == "none":
+        model = models.load_float(base, on_cpu=shardable)
+    else:
+        model = models.load_nf4(base, shardable=shardable)
         prepare: Any = peft.prepare_model_for_kbit_training  # untyped in peft
         model = prepare(model, use_gradient_checkpointing=False)
         model = _norms_in_bf16(model)

@@ -150,12 +150,16 @@ def rounds(units: Sequence[Unit], micro_tokens: int) -> Iterator[tuple[list[Unit
 
 
 def shard(model: Any) -> Any:
-    """Spread the frozen weights of the decoder layers over the processes (in place)."""
+    """Spread the frozen weights of the decoder layers over the processes (in place), one layer after the other.
+
+    A model on the CPU comes to the cards so: none ever holds more than its shares, a whole layer, and what all hold.
+    """
+    import torch
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    device = next(model.parameters()).device.type
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if not distributed.is_initialized():
         raise PotstillError("train.shard: full needs several processes; start the stage by torchrun (docs/gpus.md)")
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -168,7 +172,21 @@ def shard(model: Any) -> Any:
     inside = {id(each) for layer in decoder.layers for each in layer.parameters()}
     outside = {each for each in decoder.parameters() if id(each) not in inside}
     fully_shard(decoder, mesh=mesh, ignored_params=trained | outside)
+    bring_the_rest(model, device)
     return model
+
+
+def bring_the_rest(model: Any, to: Any) -> None:
+    """Bring what is not spread to a device: embeddings, head, adapter, buffers. Parameters stay the same objects."""
+    from torch.distributed.tensor import DTensor
+
+    for module in model.modules():
+        for each in module._parameters.values():
+            if each is not None and not isinstance(each, DTensor):
+                each.data = each.data.to(to)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(to)
 
 
 def plain_quantised(layer: Any) -> None:

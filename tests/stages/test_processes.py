@@ -23,6 +23,7 @@ from tests.stages.test_then import dataset_of
 from tests.stages.tiny_llama import tiny_base
 from tests.stages.toy_training import toy_model
 from training import fit, processes
+from training.model import student
 from training.packing import Stream, Unit
 from training.rows import Row
 
@@ -185,6 +186,58 @@ def test_the_share_of_the_matrix_product_is_of_all_devices(monkeypatch: pytest.M
     watch = fit.watch_of(toy_model(), stream, tmp_path / "log.jsonl", tmp_path / "plot.svg", None)
     watch.tokens, watch.seconds, watch.flops = 1000, 1.0, (2e6, 0.0)
     assert watch.share_of_peak() == pytest.approx(0.5)
+
+
+def test_a_base_to_be_sharded_comes_to_the_card_a_layer_at_a_time(
+    base: models.Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for FSDP counts what it brings to a card that is not there: anything else that goes there fails."""
+    from torch import distributed
+    from torch.distributed import device_mesh, fsdp
+
+    made: Any = student(base.path, quantization="none", rank=4, alpha=8, dropout=0.0, seed=1, shardable=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    on_card, peak, calls = 0, 0, list[str]()
+
+    def brought(module: Any, mesh: Any, ignored_params: set[Any]) -> None:
+        nonlocal on_card, peak
+        frozen = [each for each in module.parameters() if each not in ignored_params and id(each) not in spread]
+        assert all(each.device.type == "cpu" for each in frozen)
+        size = sum(each.numel() * each.element_size() for each in frozen)
+        peak, on_card = max(peak, on_card + size), on_card + size // 8
+        spread.update(id(each) for each in frozen)
+        calls.append(type(module).__name__)
+
+    spread = set[int]()
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(device_mesh, "init_device_mesh", lambda device, shape: calls.append(device))
+    monkeypatch.setattr(fsdp, "fully_shard", brought)
+    monkeypatch.setattr(processes, "bring_the_rest", lambda model, to: calls.append(f"the rest to {to}"))
+    assert processes.shard(made) is made
+    assert calls == ["cuda", "LlamaDecoderLayer", "LlamaDecoderLayer", "LlamaModel", "the rest to cuda"]
+    layer = sum(
+        each.numel() * 2
+        for each in made.get_base_model().get_decoder().layers[0].parameters()
+        if not each.requires_grad
+    )
+    assert 0 < peak <= layer + 2 * layer // 8
+
+
+def test_loading_for_shards_leaves_the_card_alone(base: models.Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert next(models.load_float(base.path, on_cpu=True).parameters()).device.type == "cpu"
+    with pytest.raises((AssertionError, RuntimeError), match="CUDA"):
+        models.load_float(base.path)
+
+
+def test_what_is_not_spread_follows_as_the_same_parameters(base: models.Base) -> None:
+    made: Any = student(base.path, quantization="none", rank=4, alpha=8, dropout=0.0, seed=1, shardable=True)
+    before = dict(made.named_parameters())
+    processes.bring_the_rest(made, torch.float64)  # another type stands for another device
+    assert {name: id(each) for name, each in made.named_parameters()} == {n: id(each) for n, each in before.items()}
+    assert {each.dtype for each in [*made.parameters(), *made.buffers()]} == {torch.float64}
+    inner = made.get_base_model()
+    assert inner.get_output_embeddings().weight is inner.get_input_embeddings().weight
 
 
 def test_sharding_alone_is_refused(base: models.Base) -> None:
