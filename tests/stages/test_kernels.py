@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch
 
 from potstill import models
 from potstill.errors import PotstillError
+from tests.stages.datasets import dataset_folder
 from tests.stages.processes_child import units
-from tests.stages.test_training import settings_with
+from tests.stages.test_training import example, settings_with, trained
 from tests.stages.tiny_llama import tiny_base
 from training import kernels
 from training.batch import Batch, token_scores
 from training.optimizer import MasterAdamW
+from training.repeatable import FIXED_ORDER, repeatable
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +80,56 @@ def test_on_a_processor_they_are_said_to_be_unused(
     assert "not used on a processor" in capsys.readouterr().err
     kernels.put_in(settings_with(), object())
     assert capsys.readouterr().err == ""
+
+
+def test_a_fixed_order_of_sums_lasts_as_long_as_the_run_that_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in FIXED_ORDER:
+        monkeypatch.delenv(name, raising=False)
+    with repeatable(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+    def stopped() -> None:
+        with repeatable(True):
+            assert torch.are_deterministic_algorithms_enabled()
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_fixed_order_that_comes_too_late_for_cublas_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with pytest.raises(PotstillError, match="CUBLAS_WORKSPACE_CONFIG=:4096:8 in its environment"), repeatable(True):
+        pass
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    with repeatable(True):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
+def test_the_whole_of_training_runs_in_that_order(
+    base: models.Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every operation of a step, an evaluation and a scored answer has one (on a processor: torch raises alike)."""
+    dataset = dataset_folder(
+        tmp_path / "dataset", [example(at) for at in range(60)], [example(at) for at in (300, 301)]
+    )
+    seen = set[bool]()
+    step = MasterAdamW.step
+
+    def looked(self: MasterAdamW, *args: Any) -> float:
+        seen.add(torch.are_deterministic_algorithms_enabled())
+        return step(self, *args)
+
+    monkeypatch.setattr(MasterAdamW, "step", looked)
+    for asked in (True, False):
+        trained(base, dataset, tmp_path / str(asked), deterministic=asked, epochs=2)
+        assert seen == {asked}
+        seen.clear()
 
 
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
