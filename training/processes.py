@@ -1,8 +1,8 @@
 """Several processes that train one student, started by torchrun or `accelerate launch`; alone, every call is nothing.
 
 Each process takes a share of a step's units; the gradients, already divided by the whole step's normaliser, are summed
-as one flat vector, so that the step is the one that a single process would have made. Process 0 alone writes files and
-decides when to stop; evaluations run everywhere, since the others could only wait.
+as one flat vector, so that the step is the one that a single process would have made. Process 0 alone writes the log
+and the checkpoints and decides when to stop; evaluations run everywhere, since the others could only wait.
 
 `shard` spreads the frozen weights over the devices (FSDP2, torch.distributed.fsdp.fully_shard): a decoder layer is
 gathered while it computes. What is trained stands whole in every process.

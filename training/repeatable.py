@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from potstill.errors import PotstillError
 
@@ -16,26 +17,26 @@ FIXED_ORDER = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "FLASH_ATTENTION_DETERMINIS
 def repeatable(asked: bool) -> Iterator[None]:
     """Where asked, only operations that give the same bits again while the block lasts; torch names one that has none.
 
-    To be entered before CUDA starts; raises PotstillError when it has, with cuBLAS free to choose its workspace.
+    To be entered before CUDA computes; raises PotstillError when it has, with cuBLAS free to choose its workspace.
     """
     if not asked:
         yield
         return
     import torch
-    from torch.utils import deterministic
 
-    if torch.cuda.is_initialized() and not os.environ.get("CUBLAS_WORKSPACE_CONFIG"):
+    filled: Any = torch.utils.deterministic
+    if torch.cuda.max_memory_allocated() and not os.environ.get("CUBLAS_WORKSPACE_CONFIG"):
         raise PotstillError(
-            "train.deterministic: CUDA has started in this process without a fixed workspace; start the command again "
+            "train.deterministic: CUDA has computed in this process without a fixed workspace; start the command again "
             "with CUBLAS_WORKSPACE_CONFIG=:4096:8 in its environment"
         )
     for name, value in FIXED_ORDER.items():
         os.environ.setdefault(name, value)
-    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled(), filled.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
-    deterministic.fill_uninitialized_memory = False  # a help in search of faults, which costs a pass over new memory
+    filled.fill_uninitialized_memory = False  # a help in search of faults, which costs a pass over new memory
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        deterministic.fill_uninitialized_memory = before[1]
+        filled.fill_uninitialized_memory = before[1]

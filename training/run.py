@@ -258,7 +258,7 @@ def then_preview(settings: Settings, tokenizer: Any, dataset: Path) -> Json:
 
 
 def resolved_quantization(settings: Settings) -> Literal["none", "nf4"]:
-    """`auto`: NF4 on a GPU when the method is qlora; none on a CPU, where it only costs time."""
+    """Where memory chooses nothing (forecast.way_here): NF4 on a GPU with qlora; none on a CPU, where it costs time."""
     if settings.quantization != "auto":
         return settings.quantization
     import torch

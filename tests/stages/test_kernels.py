@@ -102,7 +102,7 @@ def test_a_fixed_order_of_sums_lasts_as_long_as_the_run_that_asks_for_it(monkeyp
 
 
 def test_a_fixed_order_that_comes_too_late_for_cublas_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 512)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     with pytest.raises(PotstillError, match="CUBLAS_WORKSPACE_CONFIG=:4096:8 in its environment"), repeatable(True):
         pass
