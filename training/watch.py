@@ -208,11 +208,12 @@ class Watch:
                 "check the answers, raise train.learning_rate or train.epochs"
             )
         if kept == 0:
-            before, *after = (each.get("eval_score", 0.0) for each in self.evaluations)
+            before, *after = [each.get("eval_score", 0.0) for each in self.evaluations] or [0.0]
             raise NothingLearned(
-                f"nothing learned: the task score was {before:.3f} before training and {max(after):.3f} at best after "
-                "it, so the base would ship as it is; lower train.learning_rate, raise train.epochs, raise "
-                "train.score_rows where a few rows decide, or use the base itself"
+                f"nothing learned: the task score was {before:.3f} before training and "
+                f"{max(after, default=before):.3f} at best after it, so the base would ship as it is; lower "
+                "train.learning_rate, raise train.epochs, raise train.score_rows where a few rows decide, or use the "
+                "base itself"
             )
         return self.figures()
 
