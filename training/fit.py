@@ -111,7 +111,7 @@ def learn_answers(
     done = train(model, objective, stream, held_units, plan, watch, out / "checkpoints", score)
     if not processes.first():
         return {}
-    return watch.verdict() | {
+    return watch.verdict(done.best_step) | {
         "objective": {"name": objective.name, **getattr(objective, "facts", {})},
         "tokens_an_epoch": rows.tokens,
         "supervised_tokens_an_epoch": rows.supervised_tokens,
@@ -142,13 +142,16 @@ def make_student(settings: Settings, base: Path, quantization: Any) -> Any:
 
 
 def watch_of(model: Any, stream: Stream, log: Path, plot: Path, live: Live) -> Watch:
-    """The watch of one phase. One process writes its log and its plot: the others' lines are the same."""
+    """The watch of one phase. One process writes its log and its plot: the others' lines are the same.
+
+    A step's tokens are those of all processes, and so is what their devices, taken to be alike, could multiply.
+    """
     writes = processes.first()
     return Watch(
         log if writes else Path(os.devnull),
         stream.steps,
         flops=flops_a_token(model),
-        peak_flops=matrix_product_flops(device_of(model).partition(":")[0]),
+        peak_flops=matrix_product_flops(device_of(model).partition(":")[0]) * processes.count(),
         live=live,
         plot=plot if writes else None,
     )
@@ -162,7 +165,7 @@ def units_of(tokenised: Tokenised) -> list[Unit]:
 def then_plan(settings: Settings, way: Way | None = None) -> Plan:
     """The plan of the second phase: the first one's with its own learning rate."""
     assert settings.then is not None
-    return replace(plan_of(settings, way), learning_rate=settings.then.learning_rate)
+    return replace(plan_of(settings, way), learning_rate=settings.then.learning_rate, keep_start=True)
 
 
 def plan_of(settings: Settings, way: Way | None = None) -> Plan:

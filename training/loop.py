@@ -1,8 +1,8 @@
 """The training loop, top to bottom: a step, its evaluation, its checkpoint.
 
 Everything that a step depends on is in the checkpoint or a function of the step's number: the weights and moments, the
-random states, and which rows it learns from (packing.py). A run that is killed anywhere goes on with the same rows
-and, on a CPU, the same bits.
+random states (the first process's; the others' are drawn anew at every step), and which rows it learns from
+(packing.py). A run that is killed anywhere goes on with the same rows and, on a CPU, the same bits.
 """
 
 from __future__ import annotations
@@ -31,12 +31,15 @@ from .scoring import Score
 from .watch import Watch, refuse_not_finite
 from .weights import device_of, put_weights, trained_weights
 
-LOSS_SHARE = 0.01  # what the validation loss, as a share of the first one, counts beside the score: it breaks ties
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How a phase of training goes on. Lengths in tokens; `evals` is how often it is evaluated, `patience` in evals."""
+    """How a phase of training goes on. Lengths in tokens; `patience` in evaluations.
+
+    `evals` is how often it is evaluated beside the evaluation before its first step. `keep_start`: the weights that the
+    phase begins with may be the ones that it leaves (a second phase's are the first one's student; the first one's are
+    the untrained base, which is compared with and never kept).
+    """
 
     learning_rate: float
     schedule: Schedule
@@ -49,22 +52,30 @@ class Plan:
     checkpoint_minutes: float
     checkpoint_steps: int | None
     paged_8bit: bool = False
+    keep_start: bool = False
 
 
 @dataclass(slots=True)
 class Progressed:
     """What a checkpoint remembers beside weights and random states.
 
-    `stale`: evaluations since the best; `evaluated`: the step of the last evaluation.
+    `best_score` (0 where nothing is scored) and `best_loss` are those of the best evaluation, None before the first;
+    `stale`: evaluations since then; `evaluated`: the step of the last evaluation.
     """
 
     step: int = 0
-    first_loss: float | None = None
-    best: float | None = None
+    best_score: float | None = None
+    best_loss: float | None = None
     best_step: int = 0
     stale: int = 0
     stopped: bool = False
     evaluated: int = -1
+
+    def beaten_by(self, score: float, loss: float) -> bool:
+        """Whether a score is higher than the best so far, or the same with a lower loss."""
+        if self.best_score is None or self.best_loss is None:
+            return True
+        return (score, -loss) > (self.best_score, -self.best_loss)
 
 
 def train(
@@ -97,12 +108,12 @@ def train(
             done = resume(folder, optimizer, watch, run, stream.seed)
         done = begin_together(optimizer, done)
         best = checkpoints.Best(folder)
-        every = max(1, stream.steps // plan.evals)
+        evaluations = evaluated_at(stream.steps, plan.evals)
         saved, saved_step = time.monotonic(), done.step
         with asked_to_end() as ending:
             while True:
                 asked = processes.agreed(ending[0] if ending else 0)
-                due = (done.step % every == 0 or done.step == stream.steps) and done.evaluated < done.step
+                due = done.step in evaluations and done.evaluated < done.step
                 if due and not asked:
                     evaluate(model, objective, held, plan, watch, score, done, best)
                 often = plan.checkpoint_steps is not None and done.step % plan.checkpoint_steps == 0
@@ -120,11 +131,20 @@ def train(
     return done
 
 
+def evaluated_at(steps: int, evals: int) -> frozenset[int]:
+    """The steps after which a run is evaluated: 0, and `evals` others evenly spread, the last at the end.
+
+    Fewer where there are fewer steps.
+    """
+    return frozenset({0} | {(2 * at * steps + evals) // (2 * evals) for at in range(1, evals + 1)})
+
+
 def learn(
     model: Any, objective: Objective, stream: Stream, plan: Plan, watch: Watch, optimizer: MasterAdamW, done: Progressed
 ) -> None:
     """One step: the gradient of its units, and the update from it."""
     watch.begin(done.step)
+    processes.draw_apart(stream.seed, done.step)
     units = stream.step(done.step)
     if isinstance(objective, Generates):
         units = processes.agreed(objective.generate(model, units, done.step))
@@ -214,12 +234,13 @@ def evaluate(
     if found is not None:
         values |= {"eval_score": found.value, "eval_score_low": found.low, "eval_score_high": found.high}
     watch.evaluated(done.step, {name: value for name, value in values.items() if value is not None})
-    done.first_loss = loss if done.first_loss is None else done.first_loss
-    selection = (found.value if found is not None else 0.0) - LOSS_SHARE * min(loss / max(done.first_loss, 1e-9), 10.0)
-    if done.best is None or selection > done.best:
+    if done.step == 0 and not plan.keep_start:
+        return
+    value = found.value if found is not None else 0.0
+    if done.beaten_by(value, loss):
         if processes.first():
             best.keep(done.step, trained_weights(model))
-        done.best, done.best_step, done.stale = selection, done.step, 0
+        done.best_score, done.best_loss, done.best_step, done.stale = value, loss, done.step, 0
     else:
         done.stale += 1
         if plan.patience is not None and done.stale >= plan.patience:
@@ -283,14 +304,13 @@ def resume(folder: Path, optimizer: MasterAdamW, watch: Watch, run: dict[str, st
 
 
 def begin_together(optimizer: MasterAdamW, done: Progressed) -> Progressed:
-    """Put every process where the first one stands: weights, moments, random states; returns its progress."""
+    """Put every process where the first one stands: weights and moments; returns its progress."""
     if processes.count() == 1:
         return done
     state = {name: each.cpu() for name, each in optimizer.state().items()}
-    done, state, random = processes.agreed((done, state, checkpoints.random_states()))
+    done, state = processes.agreed((done, state))
     if not processes.first():
         optimizer.load_state(state)
-        checkpoints.restore_random_states(random)
     return done
 
 
@@ -303,7 +323,9 @@ def take_weights_from_first(model: Any) -> None:
 
 def take_best(best: checkpoints.Best, model: Any, done: Progressed) -> None:
     """Put the best weights into the model (the last ones stay when there were no held-out rows to choose by)."""
-    if done.best is None or done.best_step == done.step or not processes.first():
+    if done.best_loss is None:
+        done.best_step = done.step
+    if done.best_step == done.step or not processes.first():
         return  # the others are given them at the beginning of what follows
     try:
         tensors = best.read(done.best_step)

@@ -16,7 +16,8 @@ from potstill.records import Json
 
 MIB = 2**20
 BF16, FLOAT32 = 2, 4
-NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)  # 4 bits; 8 bits of scale for 64 weights; a float32 for 256 of those scales
+NF4_SCALES = 1 / 64 + 4 / (64 * 256)  # 8 bits of scale for 64 weights; a float32 for 256 of those scales
+NF4_BYTES = 0.5 + NF4_SCALES
 ADAMW_BYTES = 16  # float32: master copy, gradient, two moments
 PAGED_8BIT_BYTES = 10.0625  # master copy and gradient as before; moments of a byte each, a float32 for 256 of either
 SAVED_COPIES = 2  # a checkpoint's tensors are serialised in memory: safetensors' buffer and the bytes made of it
@@ -68,7 +69,7 @@ def estimate(shape: ModelShape, plan: StepPlan) -> dict[str, int]:
     """Bytes by part, and their sum as `total`: the peak of the process on a CPU, of one card on a GPU."""
     trained = trained_parameters(shape, plan)
     parts = {
-        "weights": -(-weight_bytes(shape, plan.quantization) // plan.shards),
+        "weights": weight_bytes(shape, plan.quantization, plan.shards),
         "adapter": 0 if plan.adapter == "full" else trained * BF16,
         "gradients": trained * BF16,
         "optimizer": round(trained * (PAGED_8BIT_BYTES if plan.optimizer == "paged_8bit" else ADAMW_BYTES)),
@@ -78,6 +79,7 @@ def estimate(shape: ModelShape, plan: StepPlan) -> dict[str, int]:
     parts["activations"] = activation_bytes(shape, plan)
     parts["logits"] = min(plan.supervised_tokens, LOGITS_CHUNK) * shape.vocabulary * LOGITS_BYTES
     parts["scratch"] = scratch_bytes(shape, plan)
+    parts["loading"] = loading_bytes(shape, plan, sum(parts.values()))
     step = parts["activations"] + parts["logits"] + parts["scratch"]
     parts["evaluation"] = max(0, evaluation_bytes(shape, plan) - step)
     parts["slack"] = round((step + parts["evaluation"]) * (SLACK_CPU if plan.device == "cpu" else SLACK_GPU))
@@ -94,10 +96,21 @@ def trained_parameters(shape: ModelShape, plan: StepPlan) -> int:
     return shape.layers * (each + (_outputs(shape) if plan.adapter == "dora" else 0))
 
 
-def weight_bytes(shape: ModelShape, quantization: Literal["none", "nf4"]) -> int:
-    """The base's weights: quantised are the linear layers of the decoder alone, the rest stays in bfloat16."""
+def weight_bytes(shape: ModelShape, quantization: Literal["none", "nf4"], shards: int = 1) -> int:
+    """The base's weights: quantised are the linear layers of the decoder alone, the rest stays in bfloat16.
+
+    Of several shards one has its part of the linear layers; the rest and NF4's scales stand on each card.
+    """
+    spread, kept = (NF4_BYTES - NF4_SCALES, NF4_SCALES) if quantization == "nf4" else (BF16, 0.0)
     rest = shape.parameters - shape.linear_parameters
-    return round(shape.linear_parameters * (NF4_BYTES if quantization == "nf4" else BF16)) + rest * BF16
+    return round(shape.linear_parameters * (spread / shards + kept)) + rest * BF16
+
+
+def loading_bytes(shape: ModelShape, plan: StepPlan, held: int) -> int:
+    """What loading takes beyond what a step holds: a card quantises the whole base before its weights are spread."""
+    if plan.shards == 1 or plan.quantization == "none":
+        return 0
+    return max(0, weight_bytes(shape, "nf4") - held)
 
 
 def dequantized_bytes(shape: ModelShape, plan: StepPlan) -> int:

@@ -1,4 +1,7 @@
-"""The student: a base, quantised or not, with an adapter on every linear layer, or all of its weights to be trained."""
+"""The student: a base, quantised or not, with an adapter on every linear layer, or all of its weights to be trained.
+
+Of a base that also sees images, only what reads and writes text is trained: its decoder and its head.
+"""
 
 from __future__ import annotations
 
@@ -33,14 +36,16 @@ def student(
     rsLoRA (Kalajdzievski 2023) scales by alpha / sqrt(rank), DoRA (Liu et al. 2024) learns the magnitude of every
     output apart. The adapter computes in the base's bf16, since a float32 one costs a cast of every activation on a
     CPU; its float32 master copy lives in the optimiser (see optimizer.py). A `shardable` one can be given to
-    processes.shard.
+    processes.shard, and stands on the CPU until then, unless it is quantised: that is a card's work.
     """
     import peft
     import torch
 
     torch.manual_seed(seed)
-    model = models.load_nf4(base, shardable=shardable) if quantization == "nf4" else models.load_float(base)
-    if quantization == "nf4":
+    if quantization == "none":
+        model = models.load_float(base, on_cpu=shardable)
+    else:
+        model = models.load_nf4(base, shardable=shardable)
         prepare: Any = peft.prepare_model_for_kbit_training  # untyped in peft
         model = prepare(model, use_gradient_checkpointing=False)
         model = _norms_in_bf16(model)
@@ -49,7 +54,7 @@ def student(
         r=rank,
         lora_alpha=alpha,
         lora_dropout=dropout,
-        target_modules="all-linear",
+        target_modules=text_linears(model) or "all-linear",
         task_type="CAUSAL_LM",
         use_rslora=variant == "rslora",
         use_dora=variant == "dora",
@@ -82,7 +87,22 @@ def whole(base: Path, *, seed: int) -> Any:
     import torch
 
     torch.manual_seed(seed)
-    return models.load_float(base)
+    model = models.load_float(base)
+    text = {*model.get_decoder().parameters(), *model.get_output_embeddings().parameters()}
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter in text)
+    return model
+
+
+def text_linears(model: Any) -> list[str]:
+    """Names of the decoder's linear layers, where the model has others beside its head (a vision tower); else none."""
+    import torch
+
+    linear = {name: each for name, each in model.named_modules() if isinstance(each, torch.nn.Linear)}
+    text = {*model.get_decoder().modules()}
+    inside = [name for name, each in linear.items() if each in text]
+    head = model.get_output_embeddings()
+    return inside if any(each not in text and each is not head for each in linear.values()) else []
 
 
 def _never_repacked(model: Any) -> None:

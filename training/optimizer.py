@@ -35,7 +35,7 @@ class MasterAdamW:
         self.master.grad = torch.zeros_like(self.master)
         self._sizes = [p.numel() for p in self.parameters]
         self._grads = torch.split(self.master.grad, self._sizes)
-        self._counts_steps_plainly = paged_8bit
+        self._paged_8bit = paged_8bit
         options: Any = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         if paged_8bit:
             from bitsandbytes import optim
@@ -88,12 +88,22 @@ class MasterAdamW:
         """Take up a state that `state` gave, and write the weights back into the parameters."""
         self.master.copy_(state["master"])
         device = self.master.device
-        kept: dict[str, Any] = {name: each.to(device, copy=True) for name, each in state.items() if name != "master"}
-        if kept and self._counts_steps_plainly:
-            kept["step"] = int(kept["step"])
-        if kept:
-            self.inner.state[self.master] = kept
+        kept: dict[str, Any] = {name: each for name, each in state.items() if name != "master"}
+        if kept and self._paged_8bit:
+            self._load_paged(kept)
+        elif kept:
+            self.inner.state[self.master] = {name: each.to(device, copy=True) for name, each in kept.items()}
         self.write_back()
+
+    def _load_paged(self, kept: dict[str, Any]) -> None:
+        """Copy moments into the buffers that bitsandbytes makes: a tensor of torch's own would not be paged."""
+        self.inner.init_state(self.inner.param_groups[0], self.master, 0, 0)
+        own = self.inner.state[self.master]
+        for name, each in kept.items():
+            if name == "step":
+                own[name] = int(each)
+            else:
+                own[name].copy_(each)
 
 
 def learning_rate(step: int, steps: int, *, peak: float, warmup_share: float, schedule: Schedule) -> float:

@@ -1,8 +1,8 @@
 """Several processes that train one student, started by torchrun or `accelerate launch`; alone, every call is nothing.
 
 Each process takes a share of a step's units; the gradients, already divided by the whole step's normaliser, are summed
-as one flat vector, so that the step is the one that a single process would have made. Process 0 alone writes files and
-decides when to stop; evaluations run everywhere, since the others could only wait.
+as one flat vector, so that the step is the one that a single process would have made. Process 0 alone writes the log
+and the checkpoints and decides when to stop; evaluations run everywhere, since the others could only wait.
 
 `shard` spreads the frozen weights over the devices (FSDP2, torch.distributed.fsdp.fully_shard): a decoder layer is
 gathered while it computes. What is trained stands whole in every process.
@@ -10,6 +10,7 @@ gathered while it computes. What is trained stands whole in every process.
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
@@ -92,6 +93,18 @@ def gathered(value: T) -> list[T]:
     return held
 
 
+def draw_apart(seed: int, step: int) -> None:
+    """Give every process but the first random numbers of its own for a step, a function of seed, step and rank alone.
+
+    The first one's go on from step to step and are in its checkpoints.
+    """
+    if not first():
+        import torch
+
+        digest = hashlib.sha256(f"{seed}/{step}/{rank()}".encode()).digest()
+        torch.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
 def wait() -> None:
     """Go on when all processes have come here."""
     gathered(None)
@@ -137,12 +150,16 @@ def rounds(units: Sequence[Unit], micro_tokens: int) -> Iterator[tuple[list[Unit
 
 
 def shard(model: Any) -> Any:
-    """Spread the frozen weights of the decoder layers over the processes (in place)."""
+    """Spread the frozen weights of the decoder layers over the processes (in place), one layer after the other.
+
+    A model on the CPU comes to the cards so: none ever holds more than its shares, a whole layer, and what all hold.
+    """
+    import torch
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    device = next(model.parameters()).device.type
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     if not distributed.is_initialized():
         raise PotstillError("train.shard: full needs several processes; start the stage by torchrun (docs/gpus.md)")
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -155,7 +172,21 @@ def shard(model: Any) -> Any:
     inside = {id(each) for layer in decoder.layers for each in layer.parameters()}
     outside = {each for each in decoder.parameters() if id(each) not in inside}
     fully_shard(decoder, mesh=mesh, ignored_params=trained | outside)
+    bring_the_rest(model, device)
     return model
+
+
+def bring_the_rest(model: Any, to: Any) -> None:
+    """Bring what is not spread to a device: embeddings, head, adapter, buffers. Parameters stay the same objects."""
+    from torch.distributed.tensor import DTensor
+
+    for module in model.modules():
+        for each in module._parameters.values():
+            if each is not None and not isinstance(each, DTensor):
+                each.data = each.data.to(to)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = buffer.to(to)
 
 
 def plain_quantised(layer: Any) -> None:

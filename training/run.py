@@ -30,6 +30,7 @@ from .distil import Distil, teacher_input
 from .forecast import forecast
 from .full import refuse_full
 from .probe import probe as probe  # `check --probe` asks for it by this name
+from .repeatable import repeatable
 from .rows import Tokenised, refuse_nothing_to_learn, tokenise
 from .then import Then, read_judged
 
@@ -78,6 +79,7 @@ class Settings(Section):
     attention: Literal["rows", "flash_attention_2"] = "rows"
     kernels: Literal["none", "liger"] = "none"
     compile: Literal["auto"] | bool = "auto"  # auto: on a CPU, where the training is long; never on a GPU
+    deterministic: bool = False
     shard: Literal["none", "full"] = "none"
     seed: int = 0
     then: Then | None = None
@@ -120,6 +122,12 @@ def inputs(settings: Settings, shared: Shared) -> list[Input]:
 
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
     """Train the student; raises NothingLearned when there is nothing to learn or nothing was learnt."""
+    with repeatable(settings.deterministic):
+        return make_adapter(settings, shared, upstream, out)
+
+
+def make_adapter(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
+    """The stage's work, from the dataset to the adapter's facts."""
     models.prepare_torch()
     processes.join()
     dataset = upstream["dataset"]
@@ -250,7 +258,7 @@ def then_preview(settings: Settings, tokenizer: Any, dataset: Path) -> Json:
 
 
 def resolved_quantization(settings: Settings) -> Literal["none", "nf4"]:
-    """`auto`: NF4 on a GPU when the method is qlora; none on a CPU, where it only costs time."""
+    """Where memory chooses nothing (forecast.way_here): NF4 on a GPU with qlora; none on a CPU, where it costs time."""
     if settings.quantization != "auto":
         return settings.quantization
     import torch

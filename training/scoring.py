@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,14 +10,16 @@ from typing import Any
 from potstill.completers import CompletionRequest
 from potstill.completers.transformers import TransformersCompleter
 from potstill.contract import Contract
-from potstill.intervals import wilson
+from potstill.intervals import Resampling, estimate
 from potstill.records import Example
 from potstill.stage import Shared
+
+INTERVAL = Resampling(resamples=2000)  # a fifth of a report's: it is drawn at every evaluation
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The task's primary metric over `rows` generated answers; a 95 % interval (Wilson) where it is a rate of rows."""
+    """The task's primary metric over `rows` generated answers, with a 95 % interval as reports have it."""
 
     value: float
     rows: int
@@ -25,13 +28,13 @@ class Score:
 
 
 class Scorer:
-    """Scores generated answers to the first validation rows (chosen once, the same each time)."""
+    """Scores generated answers to a sample of the validation rows, the same each time and in every run on them."""
 
     def __init__(
         self, shared: Shared, model: Any, tokenizer: Any, examples: Sequence[Example], rows: int, contract: Contract
     ) -> None:
         self.task = shared.task()
-        self.examples = list(examples)[:rows]
+        self.examples = sample(examples, rows)
         self._model, self._tokenizer = model, tokenizer
         self._requests = [
             CompletionRequest(
@@ -47,17 +50,16 @@ class Scorer:
         was_training = self._model.training
         self._model.eval()
         completer = TransformersCompleter.around(self._model, self._tokenizer)
-        metric = self.task.metrics[0]
-        above = below = 0.0
+        found = []
         for example, completion in zip(self.examples, completer.complete(self._requests), strict=True):
             parsed = self.task.parse(completion.text, example.tools)
-            row = self.task.score(parsed.value, self.task.parse(example.answer, example.tools).value)
-            above += sum(weight * row[name] for name, weight in metric.numerator.items())
-            below += sum(weight * row[name] for name, weight in metric.denominator.items()) if metric.denominator else 1
+            found.append(self.task.score(parsed.value, self.task.parse(example.answer, example.tools).value))
         self._model.train(was_training)
-        if not below:
-            return None
-        if metric.denominator or not above.is_integer():
-            return Score(above / below, len(self.examples))
-        low, high = wilson(int(above), len(self.examples))
-        return Score(above / below, len(self.examples), low, high)
+        made = estimate(self.task.metrics[0], found, [each.conversation for each in self.examples], INTERVAL)
+        return None if made is None else Score(made.value, made.n, made.low, made.high)
+
+
+def sample(examples: Sequence[Example], rows: int) -> list[Example]:
+    """So many of the examples, in their order, drawn by their ids alone: whatever the seed, trials compare the same."""
+    drawn = sorted(range(len(examples)), key=lambda at: hashlib.sha256(examples[at].id.encode()).digest())[:rows]
+    return [examples[at] for at in sorted(drawn)]

@@ -191,7 +191,7 @@ def learn_judged(
     say(f"then {then.objective}: {rows}, {stream.steps:,} steps")
     watch = watch_of(model, stream, out / LOG, out / THEN_PLOT, live)
     done = train(model, judged.objective, stream, judged.held, plan, watch, out / "checkpoints" / "then", score)
-    if done.best is not None and done.best_step == 0:
+    if done.best_step == 0:
         say(f"then {then.objective}: no evaluation was better than where it began: the first phase's weights are kept")
     watch.redraw()
     if not processes.first():

@@ -50,7 +50,7 @@ class Watch:
     """Collects what happens in a phase of training; `verdict` judges the finished one.
 
     `log` gets one JSON object a step or evaluation, `live` the same as it happens. `flops` is what a token and a
-    learnt token cost, `peak_flops` what the machine's own matrix product gives a second. `plot` is drawn anew from
+    learnt token cost, `peak_flops` what the matrix product of all its devices gives a second. `plot` is drawn anew from
     the log at every evaluation and at the end.
     """
 
@@ -84,11 +84,10 @@ class Watch:
         took = time.perf_counter() - self._started
         tokens = sum(unit.tokens for unit in units)
         learnt = sum(row.supervised_tokens for unit in units for row in unit.rows)
-        self.seconds += took
-        self.tokens += tokens
-        self.learnt_tokens += learnt
         refuse_not_finite(values | {"step": step})
-        self._take({"step": step, **values, "rows": rows_digest(units), "tokens_per_second": round(tokens / took, 1)})
+        spent = {"tokens": tokens, "learnt_tokens": learnt, "seconds": round(took, 6)}
+        speed = {"tokens_per_second": round(tokens / took, 1)}
+        self._take({"step": step, **values, "rows": rows_digest(units), **spent, **speed})
         self.progress.advance(note=self.note())
 
     def evaluated(self, step: int, values: Json) -> None:
@@ -145,6 +144,9 @@ class Watch:
         if "loss" in values:
             self.losses.append(values["loss"])
             self.grad_norms.append(values["grad_norm"])
+            self.seconds += values.get("seconds", 0.0)
+            self.tokens += values.get("tokens", 0)
+            self.learnt_tokens += values.get("learnt_tokens", 0)
         if "eval_loss" in values:
             self.eval_losses.append(values["eval_loss"])
             self.evaluations.append(values)
@@ -152,7 +154,8 @@ class Watch:
     def recall(self, step: int | None) -> None:
         """Take up the log as far as the checkpoint that is gone on from; drop what came after it (None: everything).
 
-        A line that a kill cut short is dropped too.
+        A line that a kill cut short is dropped too. Seconds and tokens go on from there: the figures are of the whole
+        phase, without the steps that were lost and done again.
         """
         before = self.log.read_text(encoding="utf-8", errors="replace") if self.log.is_file() else ""
         kept = []
@@ -174,7 +177,7 @@ class Watch:
         return self.tokens / max(self.seconds, 1e-9)
 
     def share_of_peak(self) -> float | None:
-        """Share of the machine's own matrix product that the steps have used; None where it was not measured."""
+        """Share of all devices' own matrix product that the steps have used; None where it was not measured."""
         if not self.peak_flops or not self.seconds:
             return None
         used = self.tokens * self.flops[0] + self.learnt_tokens * self.flops[1]
@@ -185,8 +188,11 @@ class Watch:
         of_peak = f" ({share:.0%} of this machine's matrix product)" if share is not None else ""
         return f"{self.tokens_per_second():,.0f} tokens/s{of_peak}, loss {self.losses[-1]:.4f}"
 
-    def verdict(self) -> Json:
-        """The phase's figures; raises NothingLearned when the loss is flat or no gradient ever flowed."""
+    def verdict(self, kept: int) -> Json:
+        """The phase's figures; raises NothingLearned when the loss is flat or no gradient ever flowed.
+
+        Raised too when the base scored so much better than the weights of step `kept` that chance does not explain it.
+        """
         self.redraw()
         if self.grad_norms and max(self.grad_norms) == 0:
             raise NothingLearned("every gradient was zero: the adapter is not connected to the loss")
@@ -201,7 +207,24 @@ class Watch:
                 f"nothing learned: {what} {first:.4f} at the start, {last:.4f} at best; "
                 "check the answers, raise train.learning_rate or train.epochs"
             )
+        self._compare_with_base(kept)
         return self.figures()
+
+    def _compare_with_base(self, kept: int) -> None:
+        """Raise NothingLearned when the interval of the untrained base's score lies above the student's; say less."""
+        scored = {each["step"]: each for each in self.evaluations if "eval_score" in each}
+        before, after = scored.get(0), scored.get(kept)
+        if before is None or after is None or before["eval_score"] <= after["eval_score"]:
+            return
+        told = (
+            f"the task score was {before['eval_score']:.3f} before training and {after['eval_score']:.3f} after it "
+            f"(step {kept}), though the loss fell"
+        )
+        if before.get("eval_score_low", 0.0) > after.get("eval_score_high", 1.0):
+            raise NothingLearned(
+                f"nothing learned: {told}; lower train.learning_rate, raise train.epochs, or use the base itself"
+            )
+        say(f"{told}: too few rows to tell (train.score_rows); evaluate will")
 
     def figures(self) -> Json:
         """The phase's figures, whatever was learnt."""

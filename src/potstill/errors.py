@@ -10,7 +10,7 @@
         ├── Untrusted (a folder is not signed, or not by the key that is trusted, or not as it stands)
         ├── UnsafeName (a name from outside would lead out of the folder that it belongs to)
         └── SealedSplit (a stage asked for rows that it may not see)
-    NothingLearned (PotstillError): no supervised token, a flat loss, or a non-finite one
+    NothingLearned (PotstillError): no supervised token, a flat or non-finite loss, a student surely worse than its base
     EngineFailure (PotstillError): the inference engine did not start, crashed, or answered nonsense
 
 Messages say what was found, what was expected, and what to do next.

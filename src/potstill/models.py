@@ -139,14 +139,16 @@ def read_gguf_field(path: Path, key: str) -> Any | None:
     return None if field is None else field.contents()
 
 
-def load_float(base: Path, *, dtype: str = "bfloat16") -> Any:
-    """The base as a transformers model in `dtype` on the CPU or the first GPU."""
+def load_float(base: Path, *, dtype: str = "bfloat16", on_cpu: bool = False) -> Any:
+    """The base as a transformers model in `dtype` on the CPU or the first GPU.
+
+    `on_cpu` leaves it there, where weights of the file's own type stay mapped: processes of a machine share its pages.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), attn_implementation="sdpa")
-    return model.to(device)
+    return model.to("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
 
 
 def load_nf4(base: Path, *, shardable: bool = False) -> Any:

@@ -40,8 +40,8 @@ def main(job: Json) -> None:
     torch.set_flush_denormal(True)
     processes.join()
     made: Any = student(
-        Path(job["base"]), quantization=job["quantization"], rank=4, alpha=8, dropout=0.0, seed=1, lean=False,
-        shardable=job["shard"],
+        Path(job["base"]), quantization=job["quantization"], rank=4, alpha=8, dropout=job.get("dropout", 0.0), seed=1,
+        lean=False, shardable=job["shard"],
     )  # fmt: skip
     if job["quantization"] == "none":
         made = made.float()

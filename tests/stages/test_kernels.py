@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,14 @@ import torch
 
 from potstill import models
 from potstill.errors import PotstillError
+from tests.stages.datasets import dataset_folder
 from tests.stages.processes_child import units
-from tests.stages.test_training import settings_with
+from tests.stages.test_training import example, settings_with, trained
 from tests.stages.tiny_llama import tiny_base
 from training import kernels
 from training.batch import Batch, token_scores
 from training.optimizer import MasterAdamW
+from training.repeatable import FIXED_ORDER, repeatable
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +82,56 @@ def test_on_a_processor_they_are_said_to_be_unused(
     assert capsys.readouterr().err == ""
 
 
+def test_a_fixed_order_of_sums_lasts_as_long_as_the_run_that_asks_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in FIXED_ORDER:
+        monkeypatch.delenv(name, raising=False)
+    with repeatable(False):
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+
+    def stopped() -> None:
+        with repeatable(True):
+            assert torch.are_deterministic_algorithms_enabled()
+            assert not torch.is_deterministic_algorithms_warn_only_enabled()
+            assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stopped()
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_a_fixed_order_that_comes_too_late_for_cublas_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: 512)
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with pytest.raises(PotstillError, match="CUBLAS_WORKSPACE_CONFIG=:4096:8 in its environment"), repeatable(True):
+        pass
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    with repeatable(True):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
+def test_the_whole_of_training_runs_in_that_order(
+    base: models.Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every operation of a step, an evaluation and a scored answer has one (on a processor: torch raises alike)."""
+    dataset = dataset_folder(
+        tmp_path / "dataset", [example(at) for at in range(60)], [example(at) for at in (300, 301)]
+    )
+    seen = set[bool]()
+    step = MasterAdamW.step
+
+    def looked(self: MasterAdamW, *args: Any) -> float:
+        seen.add(torch.are_deterministic_algorithms_enabled())
+        return step(self, *args)
+
+    monkeypatch.setattr(MasterAdamW, "step", looked)
+    for asked in (True, False):
+        trained(base, dataset, tmp_path / str(asked), deterministic=asked, epochs=2)
+        assert seen == {asked}
+        seen.clear()
+
+
 @pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU")
 def test_the_8_bit_optimiser_comes_back_from_its_state(tmp_path: Path) -> None:
     from training import checkpoints
@@ -106,3 +159,29 @@ def test_the_8_bit_optimiser_comes_back_from_its_state(tmp_path: Path) -> None:
     plain = torch.nn.Parameter(start.clone())
     run(plain, MasterAdamW([plain], lr=1e-3), range(6))
     assert (whole - plain).abs().max() < 0.3 * (plain - start).abs().max()
+
+
+def test_the_8_bit_optimiser_goes_on_in_paged_memory() -> None:
+    """Marked buffers stand for CUDA's managed memory: moments that are no such buffer would fill the card."""
+    weight = torch.nn.Parameter(torch.randn(64, 128))
+    optimizer = MasterAdamW([weight], lr=1e-3, paged_8bit=True)
+    made = []
+
+    def paged(p: Any, dtype: Any) -> Any:
+        made.append(torch.zeros_like(p, dtype=dtype))
+        made[-1].is_paged = True
+        return made[-1]
+
+    optimizer.inner.get_state_buffer = paged
+    kept = {
+        "master": torch.randn(64 * 128), "step": torch.tensor(7),
+        "state1": torch.randint(0, 256, (64 * 128,), dtype=torch.uint8), "absmax1": torch.rand(32),
+        "state2": torch.randint(0, 256, (64 * 128,), dtype=torch.uint8), "absmax2": torch.rand(32),
+        "qmap1": torch.rand(256), "qmap2": torch.rand(256),
+    }  # fmt: skip
+    optimizer.load_state(kept)
+    moments = optimizer.inner.state[optimizer.master]
+    assert [id(moments[name]) for name in ("state1", "state2")] == [id(each) for each in made]
+    assert moments["step"] == 7
+    for name, each in optimizer.state().items():
+        assert torch.equal(each, kept[name]), name

@@ -21,8 +21,10 @@ from potstill.records import Json
 from tests.stages.processes_child import units
 from tests.stages.test_then import dataset_of
 from tests.stages.tiny_llama import tiny_base
-from training import processes
-from training.packing import Unit
+from tests.stages.toy_training import toy_model
+from training import fit, processes
+from training.model import student
+from training.packing import Stream, Unit
 from training.rows import Row
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -120,6 +122,16 @@ def test_a_run_goes_on_with_another_number_of_processes(
     same(run(base, tmp_path, 1), alone[1], rel=1e-5)
 
 
+def test_processes_that_drop_out_go_on_with_the_same_losses_to_the_bit(base: models.Base, tmp_path: Path) -> None:
+    whole = run(base, tmp_path / "whole", 2, dropout=0.2)
+    plain = run(base, tmp_path / "plain", 2)
+    assert series(whole, "loss") != series(plain, "loss"), "nothing was dropped"
+    run(base, tmp_path / "stopped", 2, dropout=0.2, stop_at=5)
+    resumed = run(base, tmp_path / "stopped", 2, dropout=0.2)
+    for name in ("rows", "loss", "grad_norm", "eval_loss"):
+        assert series(resumed, name) == series(whole, name), name
+
+
 @pytest.mark.parametrize("objective", ["dpo", "kto"])
 def test_a_second_phase_by_two_processes_learns_what_one_learns(
     objective: str, base: models.Base, tmp_path: Path
@@ -164,6 +176,68 @@ def test_alone_every_unit_is_computed_once_in_order() -> None:
     found = list(processes.rounds(made, 100))
     assert all(counts for _, counts in found)
     assert [unit for micro, _ in found for unit in micro] == made
+
+
+def test_the_share_of_the_matrix_product_is_of_all_devices(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A step's tokens are those of all processes: over one device's product, four would use 400 %."""
+    stream = Stream(units(40, 0), seed=3, step_tokens=64, max_steps=3)
+    monkeypatch.setattr(fit, "matrix_product_flops", lambda device: 1e9)
+    monkeypatch.setattr(processes, "count", lambda: 4)
+    watch = fit.watch_of(toy_model(), stream, tmp_path / "log.jsonl", tmp_path / "plot.svg", None)
+    watch.tokens, watch.seconds, watch.flops = 1000, 1.0, (2e6, 0.0)
+    assert watch.share_of_peak() == pytest.approx(0.5)
+
+
+def test_a_base_to_be_sharded_comes_to_the_card_a_layer_at_a_time(
+    base: models.Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stand-in for FSDP counts what it brings to a card that is not there: anything else that goes there fails."""
+    from torch import distributed
+    from torch.distributed import device_mesh, fsdp
+
+    made: Any = student(base.path, quantization="none", rank=4, alpha=8, dropout=0.0, seed=1, shardable=True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    on_card, peak, calls = 0, 0, list[str]()
+
+    def brought(module: Any, mesh: Any, ignored_params: set[Any]) -> None:
+        nonlocal on_card, peak
+        frozen = [each for each in module.parameters() if each not in ignored_params and id(each) not in spread]
+        assert all(each.device.type == "cpu" for each in frozen)
+        size = sum(each.numel() * each.element_size() for each in frozen)
+        peak, on_card = max(peak, on_card + size), on_card + size // 8
+        spread.update(id(each) for each in frozen)
+        calls.append(type(module).__name__)
+
+    spread = set[int]()
+    monkeypatch.setattr(distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(device_mesh, "init_device_mesh", lambda device, shape: calls.append(device))
+    monkeypatch.setattr(fsdp, "fully_shard", brought)
+    monkeypatch.setattr(processes, "bring_the_rest", lambda model, to: calls.append(f"the rest to {to}"))
+    assert processes.shard(made) is made
+    assert calls == ["cuda", "LlamaDecoderLayer", "LlamaDecoderLayer", "LlamaModel", "the rest to cuda"]
+    layer = sum(
+        each.numel() * 2
+        for each in made.get_base_model().get_decoder().layers[0].parameters()
+        if not each.requires_grad
+    )
+    assert 0 < peak <= layer + 2 * layer // 8
+
+
+def test_loading_for_shards_leaves_the_card_alone(base: models.Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert next(models.load_float(base.path, on_cpu=True).parameters()).device.type == "cpu"
+    with pytest.raises((AssertionError, RuntimeError), match="CUDA"):
+        models.load_float(base.path)
+
+
+def test_what_is_not_spread_follows_as_the_same_parameters(base: models.Base) -> None:
+    made: Any = student(base.path, quantization="none", rank=4, alpha=8, dropout=0.0, seed=1, shardable=True)
+    before = dict(made.named_parameters())
+    processes.bring_the_rest(made, torch.float64)  # another type stands for another device
+    assert {name: id(each) for name, each in made.named_parameters()} == {n: id(each) for n, each in before.items()}
+    assert {each.dtype for each in [*made.parameters(), *made.buffers()]} == {torch.float64}
+    inner = made.get_base_model()
+    assert inner.get_output_embeddings().weight is inner.get_input_embeddings().weight
 
 
 def test_sharding_alone_is_refused(base: models.Base) -> None:

@@ -12,8 +12,10 @@ import pytest
 
 from potstill import cli
 from potstill.commands import stages
+from tests.stages import toy_training
 from tests.stages.toy_training import Outcome, stopped_at, toy_run
 from training import checkpoints
+from training.watch import Watch
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +76,36 @@ def test_the_command_ends_with_the_code_of_the_signal(
     monkeypatch.setattr(stages, "run", stop)
     assert cli.main(["train", "recipe.yaml"]) == code
     assert "goes on next time" in capsys.readouterr().err
+
+
+def seconds(log: Path) -> float:
+    """What the steps of a log took."""
+    return float(sum(json.loads(line).get("seconds", 0) for line in log.read_text().splitlines()))
+
+
+def test_time_and_tokens_of_a_resumed_run_are_those_of_all_its_parts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched: list[Watch] = []
+
+    class Kept(Watch):
+        def __init__(self, *args: Any, **named: Any) -> None:
+            super().__init__(*args, **named, flops=(3.0, 5.0), peak_flops=1e3)
+            watched.append(self)
+
+    monkeypatch.setattr(toy_training, "Watch", Kept)
+    toy_run(tmp_path / "whole")
+    folder = stopped_at(tmp_path / "run", 6)
+    first_s = seconds(folder / "trainer_log.jsonl")
+    toy_run(folder)
+    whole, _, resumed = watched
+    assert (resumed.tokens, resumed.learnt_tokens) == (whole.tokens, whole.learnt_tokens) != (0, 0)
+    total_s, figures = seconds(folder / "trainer_log.jsonl"), resumed.figures()
+    assert total_s > first_s > 0
+    assert figures["train_seconds"] == round(total_s, 1)
+    assert figures["tokens_per_second"] == pytest.approx(whole.tokens / total_s, abs=0.1)
+    used = 3 * whole.tokens + 5 * whole.learnt_tokens
+    assert figures["share_of_matrix_product"] == pytest.approx(used / total_s / 1e3, abs=1e-3)
 
 
 def test_a_patience_that_ends_a_run_ends_it_at_the_same_step_after_a_stop(tmp_path: Path) -> None:

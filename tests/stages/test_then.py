@@ -22,6 +22,7 @@ from tests.stages.datasets import finish, write_rows
 from tests.stages.test_training import LABELS, example, shared_for
 from tests.stages.tiny_llama import tiny_base
 from training import run
+from training.scoring import Score, Scorer
 from training.then import FINISHED, LOG, Then, keep_finished, refuse_nothing_preferred, take_finished
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +77,7 @@ def trained(base: models.Base, dataset: Path, out: Path, then: Any = DPO, **chan
 def lines(out: Path, log: str = LOG) -> list[Any]:
     """The log without what differs between two runs of the same training."""
     found = map(json.loads, (out / log).read_text().splitlines())
-    moving = ("time", "tokens_per_second", "system/")
+    moving = ("time", "seconds", "tokens_per_second", "system/")
     return [{name: value for name, value in line.items() if not name.startswith(moving)} for line in found]
 
 
@@ -152,6 +153,20 @@ def test_no_preferences_are_refused_before_anything_is_trained(base: models.Base
 def test_preferences_that_do_not_move_the_model_are_refused(base: models.Base, dataset: Path, tmp_path: Path) -> None:
     with pytest.raises(NothingLearned, match=r"their loss on 30 held-out rows was 0\.69"):
         trained(base, dataset, tmp_path / "flat", then=DPO | {"learning_rate": 1e-9, "epochs": 1})
+
+
+def test_a_second_phase_without_gain_leaves_the_first_ones_weights_and_says_so(
+    base: models.Base,
+    dataset: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    found = iter([0.3, 0.5, 0.8, 0.8, 0.7, 0.7])  # three evaluations of each phase
+    monkeypatch.setattr(Scorer, "__call__", lambda self: Score(next(found), 6))
+    facts = trained(base, dataset, tmp_path / "out")["training"]
+    assert (facts["best_checkpoint_step"], facts["then"]["best_checkpoint_step"]) == (facts["steps"], 0)
+    assert "the first phase's weights are kept" in capsys.readouterr().err
 
 
 def log_lines(held: tuple[float, ...], trained_on: tuple[float, ...]) -> list[Any]:

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import peft
 import pytest
 import torch
 from pydantic import ValidationError
@@ -16,15 +17,19 @@ from potstill import models, trained
 from potstill.contract import Contract
 from potstill.errors import DamagedInput, PotstillError
 from potstill.manifest import write_manifest
+from potstill.model_shape import shape_of
 from tests.stages.test_training import base, dataset, settings_with, shared_for
 from tests.stages.test_training import trained as train
+from tests.stages.tiny_families import tiny_gemma3_that_sees
 from training import full, model
 from training.batch import Batch, token_scores
 from training.loop import gradient, held_out_loss
+from training.memory import StepPlan, trained_parameters
 from training.objectives.answers import Answers
 from training.optimizer import MasterAdamW
 from training.packing import Unit
 from training.rows import Row
+from training.speed import flops_a_token
 
 __all__ = ["base", "dataset"]  # fixtures
 
@@ -111,6 +116,51 @@ def test_full_fine_tuning_goes_on_from_its_checkpoint(base: models.Base, dataset
     facts = train(base, dataset, tmp_path / "cut", **VARIANTS["full"], checkpoint_steps=1)
     assert facts["training"]["loss_last"] == whole["training"]["loss_last"]
     assert facts["training"]["steps"] == whole["training"]["steps"]
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_base_that_sees_images_has_its_adapter_on_what_reads_and_writes_text_alone(
+    quantization: Any, tmp_path: Path
+) -> None:
+    seeing = tiny_gemma3_that_sees(tmp_path / "base")
+    student = model.student(seeing.path, quantization=quantization, rank=4, alpha=16, dropout=0.0, seed=1)
+    adapted = [name for name, each in student.named_parameters() if each.requires_grad]
+    assert len(adapted) == 2 * 7 * 2  # two matrices on seven linear layers of two decoder layers
+    assert all("language_model.layers" in name for name in adapted)
+    shape = shape_of(str(seeing.path))
+    assert shape is not None
+    plan = StepPlan("cpu", 64, 16, rank=4)
+    trained_count = sum(each.numel() for each in student.parameters() if each.requires_grad)
+    assert trained_parameters(shape, plan) == trained_count
+    trained.save_trained(student, tmp_path)
+    again: Any = peft.PeftModel.from_pretrained(models.load_float(seeing.path), str(tmp_path / "adapter"))
+    assert [name for name, _ in again.named_parameters() if "lora_" in name] == adapted
+
+
+def test_trained_weights_cost_six_operations_a_token_and_frozen_ones_four(base: models.Base) -> None:
+    whole = model.whole(base.path, seed=1)
+    layers = [each for each in whole.get_decoder().modules() if isinstance(each, torch.nn.Linear)]
+    body, head = sum(each.weight.numel() for each in layers), whole.get_output_embeddings().weight.numel()
+    assert flops_a_token(whole) == (6 * body, 6 * head)
+    assert flops_a_token(whole.requires_grad_(False)) == (4 * body, 4 * head)
+
+
+def test_what_sees_images_is_no_work_of_a_step(tmp_path: Path) -> None:
+    found = model.whole(tiny_gemma3_that_sees(tmp_path / "base").path, seed=1)
+    linear = [each for name, each in found.named_modules() if isinstance(each, torch.nn.Linear) and "vision" in name]
+    text = [each for each in found.get_decoder().modules() if isinstance(each, torch.nn.Linear)]
+    assert linear
+    assert flops_a_token(found)[0] == 6 * sum(each.weight.numel() for each in text)
+
+
+def test_full_fine_tuning_leaves_what_sees_images_as_it_is(tmp_path: Path) -> None:
+    whole = model.whole(tiny_gemma3_that_sees(tmp_path / "base").path, seed=1)
+    moved = {name for name, each in whole.named_parameters() if each.requires_grad}
+    left = {name for name, _ in whole.named_parameters()} - moved
+    assert any("language_model.embed_tokens" in name for name in moved)
+    assert left
+    assert all("vision_tower" in name or "multi_modal_projector" in name for name in left)
+    assert not any("vision_tower" in name or "multi_modal_projector" in name for name in moved)
 
 
 def test_nf4_weights_cannot_be_trained() -> None:

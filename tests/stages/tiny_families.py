@@ -49,6 +49,23 @@ def tiny_family(family: str, folder: Path, seed: int = 0, **changes: Any) -> mod
     return models.resolve_base(str(folder), folder.parent)
 
 
+def tiny_gemma3_that_sees(folder: Path) -> models.Base:
+    """A Gemma 3 as its sizes from 4B on are: a vision tower and a projector beside the decoder."""
+    from transformers import Gemma3Config, Gemma3ForConditionalGeneration
+
+    torch.manual_seed(0)
+    text = SMALL | {"num_hidden_layers": 2, "head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 32}
+    vision = {
+        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+        "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    config: Any = Gemma3Config
+    made: Any = Gemma3ForConditionalGeneration(config(text_config=text, vision_config=vision, mm_tokens_per_image=4))
+    made.to(torch.bfloat16).save_pretrained(folder)
+    save_gemma_tokenizer(folder)
+    return models.resolve_base(str(folder), folder.parent)
+
+
 def save_qwen_tokenizer(folder: Path) -> None:
     """A byte-level BPE tokenizer that cuts text as Qwen's does, learnt on the questions."""
     from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, trainers

@@ -120,9 +120,20 @@ def test_checkpointing_keeps_little_more_than_each_layers_input() -> None:
 
 def test_shards_divide_frozen_weights_and_nothing_that_is_trained() -> None:
     one, eight = (estimate(SMOL, replace(PLAN, shards=shards)) for shards in (1, 8))
-    assert eight["weights"] == -(-one["weights"] // 8)
+    ends = (SMOL.parameters - SMOL.linear_parameters) * 2  # embeddings and head stand on each card
+    assert eight["weights"] - ends == (one["weights"] - ends) / 8
     for name in ("adapter", "gradients", "optimizer", "activations"):
         assert eight[name] == one[name]
+
+
+def test_a_base_that_is_quantised_on_each_card_stands_there_whole_for_a_moment() -> None:
+    large = ModelShape("llama", 128_256, 8192, 28_672, 80, 64, 8, 128, False, 131_072)  # 70 billion parameters
+    plan = replace(PLAN, device="cuda", quantization="nf4", shards=8, checkpointing=True)
+    found = estimate(large, plan)
+    assert found["loading"] > 0
+    assert found["total"] >= weight_bytes(large, "nf4") > 4 * found["weights"]
+    assert estimate(large, replace(plan, quantization="none"))["loading"] == 0
+    assert estimate(large, replace(plan, shards=1))["loading"] == 0
 
 
 def test_a_step_is_shared_out_over_the_devices_that_it_is_planned_for() -> None:

@@ -1,4 +1,4 @@
-"""Promise of the measured matrix product: it is what the machine does again and again."""
+"""Promises of the measured matrix product: it is what a device does again and again, at a size that fills it."""
 
 from __future__ import annotations
 
@@ -15,3 +15,15 @@ def test_the_first_product_which_makes_its_kernel_is_never_the_only_one(monkeypa
     clock = itertools.chain(began, later)
     monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock))
     assert speed.matrix_product_flops(size=8, seconds=0.3) == pytest.approx(2 * 8**3 / 0.25)
+
+
+def test_a_gpu_is_measured_on_products_that_outlast_their_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: waited.append(True))
+    clock = itertools.count(0.0, 0.25)
+    monkeypatch.setattr(speed.time, "perf_counter", lambda: next(clock))
+    found = speed.matrix_product_flops("meta")  # a device that computes nothing stands for the GPU
+    assert found >= 4 * 2 * 4096**3 / 0.25
+    assert len(waited) > speed.LEAST_PRODUCTS  # the clock is read when the device is done

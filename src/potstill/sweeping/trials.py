@@ -129,7 +129,7 @@ def kept_figures(evaluated: Sequence[Json], training: Json) -> Json:
     """Score with its interval and loss of the adapter that was kept, and tokens/s.
 
     `evaluated` is the trainer log's evaluations, `training` the facts of that name in the adapter's manifest, which
-    say which step of the last phase was kept. A score has an interval (Wilson) where it is a rate of rows.
+    say which step of the last phase was kept.
     """
     step = training.get("then", training)["best_checkpoint_step"]
     kept = next((each for each in evaluated if each["step"] == step), {})
