@@ -72,7 +72,10 @@ class OnPolicy(Answers):
         seed: int,
         prompts: Mapping[str, list[int]] | None = None,
     ) -> None:
-        """`prompts`: the teacher's own prompt of each row by id, where it is asked with another than the student."""
+        """`prompts`: the teacher's own prompt of each row by id, where it is asked with another than the student.
+
+        A prompt ends where the row's only answer begins; a conversation, whose turns are learnt from inside, has none.
+        """
         super().__init__(units)
         self.load, self.writing, self.share, self.beta, self.seed = load, writing, share, beta, seed
         self.prompts = prompts or {}
