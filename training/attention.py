@@ -164,6 +164,8 @@ def rows_attention(
 
     `row_lengths` (summing to T) comes through the model's keyword arguments; dropout in attention is not done.
     """
+    if not row_lengths:
+        raise ValueError("the model's layers do not hand row_lengths on to its attention")
     q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     longest = max(row_lengths)

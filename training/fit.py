@@ -22,6 +22,7 @@ from .loop import Plan, train
 from .model import student, whole
 from .objectives import Objective
 from .packing import Stream, Unit
+from .parity import refuse_unlike
 from .rows import Tokenised
 from .scoring import Scorer
 from .speed import flops_a_token, matrix_product_flops
@@ -59,6 +60,7 @@ def fit(
     folder = out / "checkpoints"
     way = processes.by_first(lambda: way_here(settings, base, rows, held, resolved_quantization(settings), folder))
     model = make_student(settings, base, way.quantization)
+    refuse_unlike(model, rows.rows, f"base_model: {shared.base_model}")
     if way.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     score = Scorer(shared, model, tokenizer, validation, settings.score_rows, Contract.read(out))

@@ -23,6 +23,7 @@ from .alignment import Vocabulary
 from .batch import Batch, token_scores
 from .distil import is_adapter, teacher_input
 from .packing import Unit, micro_batches
+from .parity import refuse_unlike
 from .rows import Row
 from .soft_targets import SoftTargets, draw, stack
 
@@ -84,6 +85,7 @@ def each_distribution(
     model: Any, rows: Sequence[Row], micro_tokens: int, take: Callable[[Row, Tensor], None], temperature: float = 1.0
 ) -> None:
     """Call `take` with every row and its log-probabilities [n, V] over its n learnt tokens, row by row."""
+    refuse_unlike(model, rows, "train.distil.teacher")
     units = [Unit(row.id, (row,)) for row in rows]
     device = str(next(model.parameters()).device)
     for micro in micro_batches(units, micro_tokens):

@@ -90,7 +90,9 @@ def test_an_architecture_without_a_formula_is_said_and_nothing_fails(
     base.mkdir()
     (base / "config.json").write_text('{"model_type": "mamba"}')
     assert main(["check", str(recipe(tmp_path)), f"base_model={base}"]) == 0
-    assert "memory: not estimated" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "memory: not estimated" in shown
+    assert "refused at its start where packing changes the logits" in shown
 
 
 def test_a_probe_without_a_dataset_says_what_comes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

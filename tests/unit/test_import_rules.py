@@ -24,7 +24,7 @@ HEAVY_AT_TOP = {
     f"training.{name}": {"torch"}
     for name in (
         *("attention", "batch", "lean", "loop", "optimizer", "objectives", "objectives.answers", "objectives.logits"),
-        *("objectives.on_policy", "target_store", "teacher"),
+        *("objectives.on_policy", "parity", "target_store", "teacher"),
     )
 }
 COUNTS_TOKENS = {

@@ -170,7 +170,10 @@ def _needs(forecast: Json) -> list[str]:
     lines += [f"licence of {forecast['base_model']}: {forecast['licence']}"] if forecast["licence"] else []
     if parts is None:
         why = forecast.get("why_no_memory", "the base is neither on this machine nor among the known ones")
-        return [*lines, f"memory: not estimated: {why}"]
+        lines.append(f"memory: not estimated: {why}")
+        if "why_no_memory" in forecast:
+            lines.append("training: refused at its start where packing changes the logits (an unknown architecture)")
+        return lines
     lines.append(f"memory of {'one card' if forecast['choice'] else 'the process'}, estimated:")
     named = sorted(((size, name) for name, size in parts.items() if name != "total" and size), reverse=True)
     lines += [f"  {name:<12} {size / MIB:>9,.0f} MiB" for size, name in [*named, (parts["total"], "total")]]
