@@ -19,7 +19,6 @@ from .batch import Batch, inner_of, token_scores
 from .lean import as_loaded
 from .packing import Unit
 from .rows import Row
-from .weights import device_of
 
 ROWS, TOKENS = 3, 8  # rows that are compared, and the most tokens of each
 INSTEAD = "take a base of the Llama, Mistral, Qwen, Gemma, Granite or Cohere family"
@@ -63,7 +62,8 @@ def _short(rows: Sequence[Row]) -> list[Row]:
 
 def _furthest(model: Any, rows: Sequence[Row]) -> float:
     """The largest distance of a row's logits, as a share of their own norm."""
-    batch = Batch.of([Unit(row.id, (row,)) for row in rows], device_of(model))
+    device = str(next(model.parameters()).device)  # of a teacher, too, of which nothing is trained
+    batch = Batch.of([Unit(row.id, (row,)) for row in rows], device)
     parts: list[Tensor] = []
 
     def keep(logits: Tensor, _: Batch, __: slice) -> Tensor:

@@ -79,7 +79,7 @@ def test_a_base_that_cannot_be_trained_is_refused_before_the_first_step(leaky: m
 
 def test_a_teacher_whose_distributions_would_be_wrong_is_refused(leaky: models.Base, tmp_path: Path) -> None:
     def load() -> Any:
-        return models.load_float(leaky.path)
+        return models.load_float(leaky.path).requires_grad_(False)
 
     units = [Unit(row.id, (row,)) for row in ROWS]
     objective = OnPolicy(units, load, Writing(1.0, 1.0, 4, 2, 2), share=1.0, beta=0.5, seed=0)
