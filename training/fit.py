@@ -16,12 +16,12 @@ from potstill.tracking_stages import then_line
 from potstill.trained import save_trained
 
 from . import processes
-from .forecast import CPU_MICRO_TOKENS, Way, way_here
+from .forecast import CPU_MICRO_TOKENS, Way, units_of, way_here
 from .kernels import put_in
 from .loop import Plan, train
 from .model import student, whole
 from .objectives import Objective
-from .packing import Stream, Unit
+from .packing import Stream
 from .parity import refuse_unlike
 from .rows import Tokenised
 from .scoring import Scorer
@@ -58,7 +58,9 @@ def fit(
     from .run import resolved_quantization
 
     folder = out / "checkpoints"
-    way = processes.by_first(lambda: way_here(settings, base, rows, held, resolved_quantization(settings), folder))
+    way = processes.by_first(
+        lambda: way_here(settings, base, rows, held, resolved_quantization(settings), folder, judged)
+    )
     model = make_student(settings, base, way.quantization)
     refuse_unlike(model, rows.rows, f"base_model: {shared.base_model}")
     if way.checkpointing:
@@ -150,11 +152,6 @@ def watch_of(model: Any, stream: Stream, log: Path, plot: Path, live: Live) -> W
         live=live,
         plot=plot if writes else None,
     )
-
-
-def units_of(tokenised: Tokenised) -> list[Unit]:
-    """Each row alone: what supervised fine-tuning learns from."""
-    return [Unit(row.id, (row,)) for row in tokenised.rows]
 
 
 def then_plan(settings: Settings, way: Way | None = None) -> Plan:

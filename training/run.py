@@ -9,6 +9,7 @@ Run: `potstill train RECIPE`, on several GPUs `torchrun --nproc-per-node 8 -m po
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -27,11 +28,11 @@ from potstill.tracking_live import live_run
 
 from . import processes
 from .distil import Distil, teacher_input
-from .forecast import forecast
+from .forecast import forecast, units_of
 from .full import refuse_full
 from .probe import probe as probe  # `check --probe` asks for it by this name
 from .rows import Tokenised, refuse_nothing_to_learn, tokenise
-from .then import Then, read_judged
+from .then import Judged, Then, read_judged
 
 NOUN: Noun = "adapter"
 NEEDS: tuple[Noun, ...] = ("dataset",)
@@ -110,6 +111,9 @@ class Settings(Section):
         return self
 
 
+Chosen = Callable[[Settings, Tokenised, Tokenised], tuple[Tokenised, Tokenised]]
+
+
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
     """The base model and the teacher, where one is asked, by content."""
     found = [base_input(shared.base_model)]
@@ -118,8 +122,11 @@ def inputs(settings: Settings, shared: Shared) -> list[Input]:
     return found
 
 
-def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
-    """Train the student; raises NothingLearned when there is nothing to learn or nothing was learnt."""
+def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path, choose: Chosen | None = None) -> Json:
+    """Train the student; raises NothingLearned when there is nothing to learn or nothing was learnt.
+
+    `choose` picks the training and validation rows that are used (a probe's few); without it all are.
+    """
     models.prepare_torch()
     processes.join()
     dataset = upstream["dataset"]
@@ -133,14 +140,16 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> J
     rows = tokenise(tokenizer, train, settings.window, settings.rationale_weight)
     refuse_nothing_to_learn(rows, settings.window)
     held = tokenise(tokenizer, validation, settings.window)
-    judged = read_judged(settings.then, tokenizer, dataset, settings.window, settings.seed) if settings.then else None
+    judged = judged_of(settings, tokenizer, dataset)
+    if choose is not None:
+        rows, held = choose(settings, rows, held)
 
     if processes.first():
         write_contract(shared, settings, dataset, tokenizer, train, rows, out)
         tokenizer.save_pretrained(out / "tokenizer")
     processes.wait()
     from .checkpoints import discard
-    from .fit import fit, units_of
+    from .fit import fit
     from .objectives.choose import first_objective
 
     objective = first_objective(settings, shared, dataset, tokenizer, units_of(rows), units_of(held))
@@ -226,14 +235,15 @@ def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
     rows = tokenise(tokenizer, train, settings.window, settings.rationale_weight)
     refuse_nothing_to_learn(rows, settings.window)
     held = tokenise(tokenizer, read_examples(upstream["dataset"], "validation"), settings.window)
+    judged = judged_of(settings, tokenizer, upstream["dataset"])
     shown = max(rows.rows, key=lambda row: len(row.learnt))
     return {
         "rows": len(rows.rows),
         "tokens_an_epoch": rows.tokens,
         "supervised_tokens_an_epoch": rows.supervised_tokens,
         "rows_too_long": rows.too_long,
-        **then_preview(settings, tokenizer, upstream["dataset"]),
-        "forecast": forecast(settings, shared, rows, held),
+        **({"then": {"objective": settings.then.objective, **judged.facts}} if settings.then and judged else {}),
+        "forecast": forecast(settings, shared, rows, held, judged),
         "example": {
             "id": shown.id,
             "spans": [{"learnt": learnt, "text": tokenizer.decode(ids)} for learnt, ids in shown.pieces()],
@@ -241,12 +251,11 @@ def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
     }
 
 
-def then_preview(settings: Settings, tokenizer: Any, dataset: Path) -> Json:
-    """What the second phase would learn from; nothing where there is none."""
+def judged_of(settings: Settings, tokenizer: Any, dataset: Path) -> Judged | None:
+    """What the second phase learns from; None where there is none."""
     if settings.then is None:
-        return {}
-    judged = read_judged(settings.then, tokenizer, dataset, settings.window, settings.seed)
-    return {"then": {"objective": settings.then.objective, **judged.facts}}
+        return None
+    return read_judged(settings.then, tokenizer, dataset, settings.window, settings.seed)
 
 
 def resolved_quantization(settings: Settings) -> Literal["none", "nf4"]:
