@@ -37,6 +37,7 @@ from .then import Judged, Then, read_judged
 NOUN: Noun = "adapter"
 NEEDS: tuple[Noun, ...] = ("dataset",)
 GOLDEN_ROWS = 8
+SHOWN = 3  # names of rows left out, when they are said
 
 
 class Lora(Section):
@@ -141,6 +142,7 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path, choo
     refuse_nothing_to_learn(rows, settings.window)
     held = tokenise(tokenizer, validation, settings.window)
     judged = judged_of(settings, tokenizer, dataset)
+    say_left_out(rows, held, judged, settings.window)
     if choose is not None:
         rows, held = choose(settings, rows, held)
 
@@ -164,6 +166,21 @@ def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path, choo
         "rows": {"train": len(rows.rows), "validation": len(held.rows), "too_long": len(rows.too_long)},
         "training": learnt,
     }
+
+
+def say_left_out(rows: Tokenised, held: Tokenised, judged: Judged | None, window: int) -> None:
+    """Say which rows nothing is learnt from, and why: a run that goes on with fewer must not look whole."""
+    for what, found in (("training", rows), ("validation", held)):
+        if found.too_long:
+            longest = ", ".join(found.too_long[:SHOWN])
+            say(
+                f"{len(found.too_long):,} of {len(found.rows) + len(found.too_long):,} {what} rows are left out, "
+                f"longer than train.window {window:,} (longest: {longest}); raise it to learn from them"
+            )
+    for split, reasons in (judged.left_out if judged else {}).items():
+        if reasons:
+            why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+            say(f"train.then: left out of {split}: {why}")
 
 
 def lead(upstream: Upstream, out: Path) -> None:
