@@ -19,7 +19,7 @@ from potstill import chat, models
 from potstill.contract import Contract
 from potstill.dataset import read_examples
 from potstill.manifest import Input, read_manifest
-from potstill.models import base_input, resolve_base
+from potstill.models import base_input, resolve_base, resolve_tokenizer
 from potstill.progress import say
 from potstill.recipe import Section
 from potstill.records import Example, Json
@@ -241,14 +241,14 @@ def write_contract(
 
 
 def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
-    """What training would see, without loading the model: tokens, rows left out, one row with its loss mask.
+    """What training would see, without the base's weights: tokens, rows left out, one row with its loss mask.
 
     The row shown is the first with the most learnt turns; its `spans` in order make up the whole rendered text.
     """
-    base = resolve_base(shared.base_model, shared.cache_dir)
-    refuse_full(settings, base.path)
+    base = resolve_tokenizer(shared.base_model, shared.cache_dir)
+    refuse_full(settings, base)
     train = read_examples(upstream["dataset"], "train")
-    tokenizer = load_student_tokenizer(settings, base.path, train)
+    tokenizer = load_student_tokenizer(settings, base, train)
     rows = tokenise(tokenizer, train, settings.window, settings.rationale_weight)
     refuse_nothing_to_learn(rows, settings.window)
     held = tokenise(tokenizer, read_examples(upstream["dataset"], "validation"), settings.window)
