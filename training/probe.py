@@ -55,8 +55,13 @@ def measure(settings: Settings, shared: Shared, dataset: Path, out: Path) -> Jso
 
 
 def shortened(settings: Settings) -> Json:
-    """The settings with three steps of the first phase, evaluated before and after, and nothing scored."""
-    return settings.model_dump(mode="json") | {"max_steps": STEPS, "evals": 1, "score_rows": 0, "then": None}
+    """The settings with three steps of the first phase, evaluated before and after; nothing is scored or preferred.
+
+    The usable share of a few rows is no reason to refuse: training judges that of all.
+    """
+    whole = settings.model_dump(mode="json")
+    distil = whole["distil"] | {"least_usable": 0.0}
+    return whole | {"max_steps": STEPS, "evals": 1, "score_rows": 0, "then": None, "distil": distil}
 
 
 def few_rows(settings: Settings, rows: Tokenised, held: Tokenised) -> tuple[Tokenised, Tokenised]:

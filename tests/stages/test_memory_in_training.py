@@ -92,6 +92,12 @@ def test_a_probe_asks_a_teacher_about_the_rows_of_its_steps_and_runs_one_phase(
     assert not (out / "then_log.jsonl").exists()
 
 
+def test_a_probe_does_not_judge_the_usable_share_of_a_few_rows() -> None:
+    settings = settings_with(objective="logits", distil={"least_usable": 0.9, "share": 0.7})
+    short = type(settings).model_validate(shortened(settings))
+    assert (short.distil.least_usable, short.distil.share) == (0.0, 0.7)
+
+
 def test_a_probe_takes_the_rows_of_its_steps_and_a_micro_batch_to_evaluate(base: models.Base) -> None:
     tokenizer = chat.load_tokenizer(base.path)
     rows, held = (tokenise(tokenizer, [example(at) for at in range(count)], 128) for count in (600, 200))
