@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,7 +13,7 @@ from potstill import models
 from potstill.errors import PotstillError
 from potstill.stage import Shared
 from tests.stages.datasets import dataset_folder
-from tests.stages.test_training import LABELS, example, settings_with
+from tests.stages.test_training import LABELS, example, settings_with, shared_for, trained
 from tests.stages.tiny_llama import tiny_base
 from training import run
 from training.full import parameters_of
@@ -56,6 +57,17 @@ def test_a_preview_of_a_folder_reads_no_weights(tmp_path: Path) -> None:
     data = dataset_folder(tmp_path / "dataset", [example(at) for at in range(12)])
     shared = Shared("tiny", {"kind": "classification", "labels": LABELS}, str(base.path), tmp_path / "work", "")
     assert run.preview(settings_with(), shared, {"dataset": data})["rows"] == 12
+
+
+@pytest.mark.parametrize("changes", [{"epochs": 1.5, "batch_tokens": 128}, {"max_steps": 7}])
+def test_a_preview_counts_the_steps_that_training_makes(tmp_path: Path, changes: dict[str, Any]) -> None:
+    base = tiny_base(tmp_path / "tiny")
+    data = dataset_folder(tmp_path / "dataset", [example(at) for at in range(40)])
+    values: dict[str, Any] = {"score_rows": 0, "learning_rate": 0.02, **changes}
+    shared = shared_for(base, tmp_path / "work")
+    ahead = run.preview(settings_with(**values), shared, {"dataset": data})["forecast"]
+    facts = trained(base, data, tmp_path / "out", **values)
+    assert ahead["steps"] == facts["training"]["steps"]
 
 
 def test_full_fine_tuning_of_a_base_too_large_for_a_processor_is_refused_by_its_config(
