@@ -97,7 +97,7 @@ def plan_of(
     share = rows.supervised_tokens / max(rows.tokens, 1) if rows else ASSUMED_LEARNT_SHARE
     full = settings.method == "full"
     asked = settings.objective == "logits" and settings.distil.teacher is not None
-    asked_at_once = min(settings.micro_tokens or CPU_MICRO_TOKENS, max(sum(lengths), max(lengths))) if asked else 0
+    asked_at_once = min(settings.micro_tokens or CPU_MICRO_TOKENS, rows.tokens if rows else CPU_MICRO_TOKENS)
     return StepPlan(
         device=device,
         micro_tokens=tokens if settings.packing else max(lengths),
@@ -113,7 +113,7 @@ def plan_of(
         shards=together if settings.shard == "full" else 1,
         loss=_loss(settings),
         teacher_parameters=_teacher_parameters(settings),
-        asked_tokens=round(asked_at_once * share),
+        asked_tokens=round(asked_at_once * share) if asked else 0,
         asked_row=max(row.supervised_tokens for row in rows.rows) if rows else round(settings.window * share),
     )
 
@@ -128,18 +128,17 @@ def then_plan_of(settings: Settings, first: StepPlan, judged: Judged | None) -> 
         return None
     most = settings.micro_tokens or (CPU_MICRO_TOKENS if first.device == "cpu" else settings.batch_tokens)
     together = max(processes.count(), settings.devices)
-    lengths = [settings.window] * (2 if then.objective == "dpo" else 1)
-    unit, share, held = sum(lengths), ASSUMED_LEARNT_SHARE, 0
     batch = then.batch_tokens or settings.batch_tokens
-    tokens = max(min(-(-batch // together), most), unit)
+    lengths = [settings.window] * (2 if then.objective == "dpo" else 1)
+    unit, share, held, asked = sum(lengths), ASSUMED_LEARNT_SHARE, 0, REFERENCE_TOKENS
     if judged is not None:
-        lengths = [len(row.token_ids) for each in judged.units for row in each.rows]
-        unit = max(each.tokens for each in judged.units)
-        share = sum(row.supervised_tokens for each in judged.units for row in each.rows) / max(sum(lengths), 1)
-        held = min(most, sum(each.tokens for each in judged.held))
-        tokens = max(min(-(-batch // together), most), unit)
-        if first.device == "cpu":
-            tokens = _largest_micro_batch(judged.units, settings.seed, batch, tokens)
+        rows = [row for each in judged.units for row in each.rows]
+        lengths, unit = [len(row.token_ids) for row in rows], max(each.tokens for each in judged.units)
+        share = sum(row.supervised_tokens for row in rows) / max(sum(lengths), 1)
+        held, asked = min(most, sum(each.tokens for each in judged.held)), judged.reference_tokens
+    tokens = max(min(-(-batch // together), most), unit)
+    if judged is not None and first.device == "cpu":
+        tokens = _largest_micro_batch(judged.units, settings.seed, batch, tokens)
     tokens = tokens if settings.packing else unit
     return replace(
         first,
@@ -149,7 +148,7 @@ def then_plan_of(settings: Settings, first: StepPlan, judged: Judged | None) -> 
         longest_row=max(lengths),
         largest_unit=unit,
         held_tokens=held,
-        reference_tokens=max(min(REFERENCE_TOKENS, sum(lengths)), max(lengths)),
+        reference_tokens=max(min(REFERENCE_TOKENS, asked), max(lengths)),
         loss="answers",
         teacher_parameters=0 if first.asked_tokens else first.teacher_parameters,
         asked_tokens=0,
