@@ -156,13 +156,14 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int) -> Tensor
 
 def _mixed(q: Tensor, k: Tensor, v: Tensor, row_lengths: tuple[int, ...], scale: float, window: int) -> Tensor:
     """Long rows by the library's kernel, the short ones between them in buckets."""
-    rows = list(zip(*(torch.split(each, list(row_lengths)) for each in (q, k, v)), strict=True))
+    parts = [torch.split(each, list(row_lengths)) for each in (q, k, v)]
+    rows = list(zip(parts[0], parts[1], parts[2], strict=True))
     short = [at for at, length in enumerate(row_lengths) if length <= LONG]
     out: dict[int, Tensor] = {}
     if short:
         lengths = tuple(row_lengths[at] for at in short)
-        together = [torch.cat(parts) for parts in zip(*(rows[at] for at in short), strict=True)]
-        found = _bucketed(*together, lengths, scale, min(window, max(lengths)))
+        queries, keys, values = (torch.cat([each[at] for at in short]) for each in parts)
+        found = _bucketed(queries, keys, values, lengths, scale, min(window, max(lengths)))
         out = dict(zip(short, torch.split(found, list(lengths)), strict=True))
     return torch.cat([out[at] if at in out else _fused(*row, scale, window) for at, row in enumerate(rows)])
 
@@ -182,6 +183,8 @@ def rows_attention(
 
     `row_lengths` (summing to T) comes through the model's keyword arguments; dropout in attention is not done.
     """
+    if not row_lengths:
+        raise ValueError("the model's layers do not hand row_lengths on to its attention")
     q, k, v = (each[0].transpose(0, 1) for each in (query, key, value))
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     longest = max(row_lengths)

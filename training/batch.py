@@ -83,6 +83,14 @@ def inner_of(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
+def logit_scale(config: Any) -> float:
+    """What a model multiplies its head's output with: Cohere's `logit_scale`; Granite divides by `logits_scaling`."""
+    scaling = getattr(config, "logits_scaling", None)
+    if scaling:
+        return float(scaling if config.model_type.startswith("hyperclovax") else 1 / scaling)
+    return float(getattr(config, "logit_scale", None) or 1)
+
+
 TokenScores = Callable[[Tensor, Batch, slice], Tensor]
 
 
@@ -107,18 +115,21 @@ def token_scores(model: Any, batch: Batch, scores: TokenScores = target_log_prob
             .index_select(0, batch.learnt_at)
         )
     head = inner.get_output_embeddings()
-    fused = getattr(inner, "potstill_fused", False)
-    softcap = getattr(inner.config.get_text_config(), "final_logit_softcapping", None)
+    config = inner.config.get_text_config()
+    scale, softcap = logit_scale(config), getattr(config, "final_logit_softcapping", None)
+    fused = getattr(inner, "potstill_fused", False) and scores is target_log_probs and scale == 1 and not softcap
     hits = 0
 
     def chunk(part: Tensor, at: slice) -> Tensor:
         nonlocal hits
         logits = head(part)
-        if fused and scores is target_log_probs and not softcap:
+        if fused:
             found, first = target_scores(logits, batch.targets[at])
             hits += int(first.sum())
             return found
         logits = logits.float()
+        if scale != 1:
+            logits = logits * scale
         if softcap:
             logits = torch.tanh(logits / softcap) * softcap
         hits += int((logits.detach().argmax(-1) == batch.targets[at]).sum())

@@ -17,13 +17,14 @@ from potstill.trained import save_trained
 
 from . import processes
 from .batch import inner_of
-from .forecast import CPU_MICRO_TOKENS, Way, way_here
+from .forecast import CPU_MICRO_TOKENS, Way, units_of, way_here
 from .fused import fuse
 from .kernels import put_in
 from .loop import Plan, train
 from .model import student, whole
 from .objectives import Objective
-from .packing import Stream, Unit
+from .packing import Stream
+from .parity import refuse_unlike
 from .rows import Tokenised
 from .scoring import Scorer
 from .speed import flops_a_token, matrix_product_flops
@@ -59,8 +60,11 @@ def fit(
     from .run import resolved_quantization
 
     folder = out / "checkpoints"
-    way = processes.by_first(lambda: way_here(settings, base, rows, held, resolved_quantization(settings), folder))
+    way = processes.by_first(
+        lambda: way_here(settings, base, rows, held, resolved_quantization(settings), folder, judged)
+    )
     model = make_student(settings, base, way.quantization)
+    refuse_unlike(model, rows.rows, f"base_model: {shared.base_model}")
     if way.fused:
         say(f"{fuse(inner_of(model))} modules work by compiled loops")
     if way.checkpointing:
@@ -155,11 +159,6 @@ def watch_of(model: Any, stream: Stream, log: Path, plot: Path, live: Live) -> W
         live=live,
         plot=plot if writes else None,
     )
-
-
-def units_of(tokenised: Tokenised) -> list[Unit]:
-    """Each row alone: what supervised fine-tuning learns from."""
-    return [Unit(row.id, (row,)) for row in tokenised.rows]
 
 
 def then_plan(settings: Settings, way: Way | None = None) -> Plan:

@@ -6,7 +6,7 @@ Used by `potstill check` and `potstill train --dry-run`; a probe of three real s
 from __future__ import annotations
 
 import json
-import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -14,24 +14,27 @@ from typing import TYPE_CHECKING, Literal
 from potstill.errors import PotstillError
 from potstill.gguf_layout import EXPORTED_FAMILIES
 from potstill.known_bases import KNOWN
-from potstill.manifest import write_atomically
+from potstill.manifest import read_manifest, write_atomically
 from potstill.model_shape import ModelShape, shape_of
 from potstill.progress import say
 from potstill.records import Json
 from potstill.stage import Shared
 
 from . import processes
-from .memory import StepPlan, described, estimate
-from .memory_choice import Choice, card_bytes, choose
+from .distil import is_adapter
+from .memory import REFERENCE_TOKENS, Loss, StepPlan, described
+from .memory_choice import Choice, card_bytes, choose, larger
 from .packing import Stream, Unit, micro_batches
 
 if TYPE_CHECKING:
     from .rows import Tokenised
     from .run import Settings
+    from .then import Judged
 
 ASSUMED_LEARNT_SHARE = 0.25  # of the tokens, as long as no dataset says it: chat rows lie between 0.1 and 0.4
 CHOSEN = "way.json"
 CPU_MICRO_TOKENS = 4096  # on a CPU larger products are no faster
+COUNTED_ROWS = 4_000_000  # rows whose steps are counted one by one: seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +47,17 @@ class Way:
     fused: bool = False
 
 
-def forecast(settings: Settings, shared: Shared, rows: Tokenised | None = None, held: Tokenised | None = None) -> Json:
+def forecast(
+    settings: Settings,
+    shared: Shared,
+    rows: Tokenised | None = None,
+    held: Tokenised | None = None,
+    judged: Judged | None = None,
+) -> Json:
     """Memory by part (bytes) and what would be chosen; with rows, also steps. `memory` is None for an unknown base.
 
-    `choice` is None on a CPU, where nothing needs to be chosen.
+    `choice` is None on a CPU, where nothing needs to be chosen. With `train.then` the memory is that of the `phase`
+    which takes more.
     """
     found: Json = {"base_model": shared.base_model, "shape": None, "memory": None, "choice": None, "exports": None}
     known = KNOWN.get(shared.base_model)
@@ -59,18 +69,20 @@ def forecast(settings: Settings, shared: Shared, rows: Tokenised | None = None, 
         found["why_no_memory"] = str(fault)
     if shape is not None:
         card = card_bytes(settings.gpu_memory_gib)
-        plan = plan_of(settings, rows, held, "cpu" if card is None else "cuda")
+        device: Literal["cpu", "cuda"] = "cpu" if card is None else "cuda"
+        first = plan_of(settings, rows, held, device)
+        then = then_plan_of(settings, first, judged)
         found["shape"] = shape.to_json()
         if card is None:
-            found["memory"] = estimate(shape, plan)
+            plan, found["memory"] = larger(shape, [first, *([then] if then else [])])
         else:
-            chosen = choose_for(settings, shape, plan, card)
+            chosen = choose_for(settings, shape, first, card, then)
             plan = chosen.plan
             found["choice"] = chosen.to_json() | {"text": chosen.to_text()}
             found["memory"] = chosen.parts
-        found["plan"] = described(plan)
+        found["plan"], found["phase"] = described(plan), "then" if plan.reference_tokens else "first"
         found["exports"] = shape.family in EXPORTED_FAMILIES and not shape.other_parameters
-    return found | steps_of(settings, rows)
+    return found | steps_of(settings, rows, judged)
 
 
 def plan_of(
@@ -82,9 +94,11 @@ def plan_of(
     together = max(processes.count(), settings.devices)
     tokens = max(min(-(-settings.batch_tokens // together), most), max(lengths))
     if rows and device == "cpu":
-        tokens = _largest_micro_batch(settings, rows, tokens)
+        tokens = _largest_micro_batch(units_of(rows), settings.seed, settings.batch_tokens, tokens)
     share = rows.supervised_tokens / max(rows.tokens, 1) if rows else ASSUMED_LEARNT_SHARE
     full = settings.method == "full"
+    asked = settings.objective == "logits" and settings.distil.teacher is not None
+    asked_at_once = min(settings.micro_tokens or CPU_MICRO_TOKENS, rows.tokens if rows else CPU_MICRO_TOKENS)
     return StepPlan(
         device=device,
         micro_tokens=tokens if settings.packing else max(lengths),
@@ -98,31 +112,86 @@ def plan_of(
         held_tokens=min(most, held.tokens) if held else 0,
         optimizer="paged_8bit" if settings.optimizer == "paged_adamw_8bit" else "adamw",
         shards=together if settings.shard == "full" else 1,
+        loss=_loss(settings),
         teacher_parameters=_teacher_parameters(settings),
+        asked_tokens=round(asked_at_once * share) if asked else 0,
+        asked_row=max(row.supervised_tokens for row in rows.rows) if rows else round(settings.window * share),
     )
 
 
-def _largest_micro_batch(settings: Settings, rows: Tokenised, most: int) -> int:
+def then_plan_of(settings: Settings, first: StepPlan, judged: Judged | None) -> StepPlan | None:
+    """The step of the second phase, None where there is none: pairs are not cut, and a reference is asked before.
+
+    Before there is a dataset, answers are taken to fill the window.
+    """
+    then = settings.then
+    if then is None:
+        return None
+    most = settings.micro_tokens or (CPU_MICRO_TOKENS if first.device == "cpu" else settings.batch_tokens)
+    together = max(processes.count(), settings.devices)
+    batch = then.batch_tokens or settings.batch_tokens
+    lengths = [settings.window] * (2 if then.objective == "dpo" else 1)
+    unit, share, held, asked = sum(lengths), ASSUMED_LEARNT_SHARE, 0, REFERENCE_TOKENS
+    if judged is not None:
+        rows = [row for each in judged.units for row in each.rows]
+        lengths, unit = [len(row.token_ids) for row in rows], max(each.tokens for each in judged.units)
+        share = sum(row.supervised_tokens for row in rows) / max(sum(lengths), 1)
+        held, asked = min(most, sum(each.tokens for each in judged.held)), judged.reference_tokens
+    tokens = max(min(-(-batch // together), most), unit)
+    if judged is not None and first.device == "cpu":
+        tokens = _largest_micro_batch(judged.units, settings.seed, batch, tokens)
+    tokens = tokens if settings.packing else unit
+    return replace(
+        first,
+        micro_tokens=tokens,
+        supervised_tokens=round(tokens * share),
+        row_tokens=round(sum(length * length for length in lengths) / max(sum(lengths), 1)),
+        longest_row=max(lengths),
+        largest_unit=unit,
+        held_tokens=held,
+        reference_tokens=max(min(REFERENCE_TOKENS, asked), max(lengths)),
+        loss="answers",
+        teacher_parameters=0 if first.asked_tokens else first.teacher_parameters,
+        asked_tokens=0,
+    )
+
+
+def units_of(rows: Tokenised) -> list[Unit]:
+    """Each row alone: what the first phase learns from."""
+    return [Unit(row.id, (row,)) for row in rows.rows]
+
+
+def _loss(settings: Settings) -> Loss:
+    if settings.objective == "on_policy":
+        return "mixture" if 0 < settings.distil.beta < 1 else "divergence"
+    return "soft_targets" if settings.objective == "logits" else "answers"
+
+
+def _largest_micro_batch(units: Sequence[Unit], seed: int, step_tokens: int, most: int) -> int:
     """Tokens of the largest micro-batch of the first epoch: long rows, which stay whole, leave their steps unfilled."""
-    units = [Unit(row.id, (row,)) for row in rows.rows]
-    stream = Stream(units, seed=settings.seed, step_tokens=settings.batch_tokens)
+    stream = Stream(units, seed=seed, step_tokens=step_tokens)
     steps = (stream.step(at) for at in range(stream.steps))
     return max(sum(unit.tokens for unit in micro) for step in steps for micro in micro_batches(step, most))
 
 
 def _teacher_parameters(settings: Settings) -> int:
-    """Of a teacher that stays loaded beside the student; 0 where its shape is not known."""
-    if settings.objective != "on_policy" or settings.distil.teacher is None:
+    """Of an open teacher; 0 where its shape is not known."""
+    spec = settings.distil.teacher
+    if settings.objective == "sft" or spec is None:
         return 0
     try:
-        shape = shape_of(settings.distil.teacher)
+        if is_adapter(spec):
+            spec = str(read_manifest(Path(spec), "adapter", verify=False).facts["base"]["spec"])
+        shape = shape_of(spec)
     except PotstillError:
         return 0
     return 0 if shape is None else shape.parameters
 
 
-def choose_for(settings: Settings, shape: ModelShape, plan: StepPlan, card: int) -> Choice:
-    """What these settings leave open, chosen for a card with so many bytes."""
+def choose_for(
+    settings: Settings, shape: ModelShape, plan: StepPlan, card: int, then: StepPlan | None = None
+) -> Choice:
+    """What these settings leave open, chosen for a card with so many bytes; both phases go the same way."""
     allowed: tuple[Literal["none", "nf4"], ...] = ("none", "nf4")
     if settings.method != "qlora":
         allowed = ("none",)
@@ -137,6 +206,7 @@ def choose_for(settings: Settings, shape: ModelShape, plan: StepPlan, card: int)
         longest_row=plan.longest_row if settings.micro_tokens is None else plan.micro_tokens,
         quantizations=allowed,
         checkpointings=again,
+        then=then,
     )
 
 
@@ -147,6 +217,7 @@ def way_here(
     held: Tokenised,
     quantization: Literal["none", "nf4"],
     folder: Path,
+    judged: Judged | None = None,
 ) -> Way:
     """How the steps are done on this machine; says what was chosen for a GPU, and when it will not fit.
 
@@ -166,7 +237,8 @@ def way_here(
         say(f"nothing is chosen by the memory of the GPU: {fault}")
         return plain
     assert shape is not None  # a base that was resolved is a folder
-    chosen = choose_for(settings, shape, plan_of(settings, rows, held, "cuda"), card)
+    first = plan_of(settings, rows, held, "cuda")
+    chosen = choose_for(settings, shape, first, card, then_plan_of(settings, first, judged))
     say(chosen.to_text())
     way = Way(chosen.quantization, chosen.checkpointing, chosen.micro_tokens)
     folder.mkdir(parents=True, exist_ok=True)
@@ -182,20 +254,41 @@ def fused_here(settings: Settings, rows: Tokenised) -> bool:
         return False
     if settings.compile is True:
         return can_compile()
-    return worth_it(steps_of(settings, rows)["tokens"])
+    steps = settings.max_steps
+    return worth_it(round(rows.tokens * settings.epochs) if steps is None else steps * settings.batch_tokens)
 
 
-def steps_of(settings: Settings, rows: Tokenised | None) -> Json:
-    """Tokens and steps of the whole training."""
+def steps_of(settings: Settings, rows: Tokenised | None, judged: Judged | None = None) -> Json:
+    """Steps of the training, those of `then` apart, and tokens of both; a forward pass alone counts them by half.
+
+    As many as training makes: by the same order and the same packing.
+    """
     if rows is None:
-        return {"tokens": None, "steps": settings.max_steps}
-    tokens = round(rows.tokens * settings.epochs)
-    steps = settings.max_steps or max(1, math.ceil(tokens / settings.batch_tokens))
-    return {"tokens": tokens if settings.max_steps is None else steps * settings.batch_tokens, "steps": steps}
+        return {"tokens": None, "steps": settings.max_steps, "then": None}
+    seed, batch = settings.seed, settings.batch_tokens
+    steps, tokens = counted(units_of(rows), seed, batch, settings.epochs, settings.max_steps)
+    if judged is None or settings.then is None:
+        return {"tokens": tokens, "steps": steps, "then": None}
+    then = settings.then
+    then_steps, learnt = counted(judged.units, seed, then.batch_tokens or batch, then.epochs, then.max_steps)
+    epochs = learnt / max(sum(unit.tokens for unit in judged.units), 1)
+    forward = judged.reference_tokens + round(epochs * judged.stranger_tokens)
+    second = {"steps": then_steps, "tokens": learnt, "forward_tokens": forward}
+    return {"tokens": tokens + learnt + forward // 2, "steps": steps, "then": second}
+
+
+def counted(
+    units: Sequence[Unit], seed: int, step_tokens: int, epochs: float, max_steps: int | None
+) -> tuple[int, int]:
+    """Steps and tokens of a phase; of very many rows those of the first epochs stand for the others."""
+    known = min(epochs, max(1, COUNTED_ROWS // max(len(units), 1)))
+    stream = Stream(units, seed=seed, step_tokens=step_tokens, epochs=known, max_steps=max_steps)
+    scale = epochs / known if max_steps is None else 1.0
+    return round(stream.steps * scale), round(stream.all_tokens * scale)
 
 
 def time_and_cost(settings: Settings, tokens: int, tokens_per_second: float) -> Json:
-    """Hours for the recipe's training (steps alone, without scoring) and, with a price, dollars."""
+    """Hours for `tokens` (steps alone, without evaluations and scoring) and, with a price, dollars."""
     hours = tokens / tokens_per_second / 3600
     price = settings.machine_usd_per_hour
     return {"hours": round(hours, 4), "usd": None if price is None else round(hours * price, 4)}

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from potstill.errors import PotstillError
+from potstill.model_shape import shape_of
 from potstill.progress import say
 
 if TYPE_CHECKING:
@@ -17,13 +19,21 @@ MOST_ON_A_PROCESSOR = 1_000_000_000  # parameters; a step of more would take min
 
 
 def parameters_of(base: Path) -> int:
-    """The parameters of a folder of safetensors, read from the headers alone (tied weights stand there once)."""
+    """The parameters of a folder of safetensors, read from the headers alone (tied weights stand there once).
+
+    Before the weights are here those of its config; 0 for an architecture without a formula.
+    """
     from math import prod
 
     from safetensors import safe_open
 
+    files = sorted(base.glob("*.safetensors"))
+    if not files:
+        with suppress(PotstillError):
+            shape = shape_of(str(base))
+            return 0 if shape is None else shape.parameters
     count = 0
-    for path in sorted(base.glob("*.safetensors")):
+    for path in files:
         with safe_open(path, framework="pt") as stream:
             count += sum(prod(stream.get_slice(name).get_shape()) for name in stream.keys())  # noqa: SIM118
     return count

@@ -12,7 +12,8 @@ Frozen weights get no gradient anywhere. An NF4 base is dequantised once, into b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -178,6 +179,21 @@ def make_lean(model: Any) -> int:
         if type(module).__name__.endswith("RMSNorm") and _is_known_norm(module):
             module.forward = _normed(module)
     return changed
+
+
+@contextmanager
+def as_loaded(model: Any) -> Iterator[None]:
+    """Within, the model computes as it was before `make_lean`."""
+    replaced = [
+        (module, module.__dict__.pop("forward"))
+        for module in model.modules()
+        if getattr(module.__dict__.get("forward"), "__module__", None) == __name__
+    ]
+    try:
+        yield
+    finally:
+        for module, forward in replaced:
+            module.forward = forward
 
 
 def _group(layers: Sequence[Any]) -> int:

@@ -21,9 +21,17 @@ NF4_BYTES = 0.5 + NF4_SCALES
 ADAMW_BYTES = 16  # float32: master copy, gradient, two moments
 PAGED_8BIT_BYTES = 10.0625  # master copy and gradient as before; moments of a byte each, a float32 for 256 of either
 SAVED_COPIES = 2  # a checkpoint's tensors are serialised in memory: safetensors' buffer and the bytes made of it
-LOGITS_BYTES = 12  # a logit at the peak, in float32: log-softmax, its gradient, the gradient before it
-LOGITS_UNTRAINED_BYTES = 8  # the same without a backward pass
+Loss = Literal["answers", "soft_targets", "divergence", "mixture"]
+# Bytes a logit of the student's at the peak of a step, and without a backward pass (a test counts again).
+LOGITS_BYTES: dict[Loss, tuple[int, int]] = {
+    "answers": (12, 8),  # float32: log-softmax, its gradient, the gradient before it
+    "soft_targets": (16, 12),  # a second log-softmax
+    "divergence": (24, 24),  # the teacher's, probabilities, differences
+    "mixture": (40, 28),  # the same to both sides of a mixture
+}
+ASKED_BYTES, DRAWN_BYTES = 8, 21  # a logit of a teacher's that is asked beforehand: of a micro-batch, of the row drawn
 LOGITS_CHUNK = 1024  # learnt tokens whose logits stand in memory at once (batch.py)
+REFERENCE_TOKENS = 4096  # of which the reference of a second phase is asked at once
 LONG_ROW = 256  # tokens of a row from which attention is the library's fused kernel (attention.py)
 PROCESS_CPU = 640 * MIB  # torch, transformers, peft, the tokenizer and oneDNN's kernels: measured, before any weight
 PROCESS_GPU = 600 * MIB  # the CUDA context, its kernels and the matrix library's workspace: assumed, not measured
@@ -36,8 +44,11 @@ class StepPlan:
     """What one training process does in a step: tokens of a micro-batch and how many of them are learnt.
 
     `row_tokens` is the length of the row that an average token stands in, `longest_row` that of the longest;
-    `held_tokens` those of a micro-batch of validation rows; `teacher_parameters` those of a teacher that is asked at
-    every step. The frozen weights are spread over `shards` devices; what is trained stands whole on each.
+    `largest_unit` what no micro-batch cuts (a row, or both rows of a pair). `held_tokens` are those of a micro-batch of
+    validation rows, `reference_tokens` those of which a reference is asked at once. `teacher_parameters` are those of a
+    teacher that is asked at every step or, with `asked_tokens` (learnt tokens of a micro-batch, `asked_row` of the
+    longest row), once before the first. The frozen weights are spread over `shards` devices; what is trained stands
+    whole on each.
     """
 
     device: Literal["cpu", "cuda"]
@@ -50,8 +61,13 @@ class StepPlan:
     optimizer: Literal["adamw", "paged_8bit"] = "adamw"
     row_tokens: int = 128
     longest_row: int = 512
+    largest_unit: int = 0
     held_tokens: int = 0
+    reference_tokens: int = 0
+    loss: Loss = "answers"
     teacher_parameters: int = 0
+    asked_tokens: int = 0
+    asked_row: int = 0
     shards: int = 1
 
     @property
@@ -74,18 +90,35 @@ def estimate(shape: ModelShape, plan: StepPlan) -> dict[str, int]:
         "gradients": trained * BF16,
         "optimizer": round(trained * (PAGED_8BIT_BYTES if plan.optimizer == "paged_8bit" else ADAMW_BYTES)),
     }
-    parts["teacher"] = plan.teacher_parameters * BF16
+    before = sum(parts.values()) - parts["gradients"] - parts["optimizer"]
+    parts["teacher"] = 0 if plan.asked_tokens else plan.teacher_parameters * BF16
     parts["dequantized"] = dequantized_bytes(shape, plan)
     parts["activations"] = activation_bytes(shape, plan)
-    parts["logits"] = min(plan.supervised_tokens, LOGITS_CHUNK) * shape.vocabulary * LOGITS_BYTES
+    parts["logits"] = logits_bytes(shape, plan, plan.supervised_tokens)
     parts["scratch"] = scratch_bytes(shape, plan)
     parts["loading"] = loading_bytes(shape, plan, sum(parts.values()))
     step = parts["activations"] + parts["logits"] + parts["scratch"]
     parts["evaluation"] = max(0, evaluation_bytes(shape, plan) - step)
     parts["slack"] = round((step + parts["evaluation"]) * (SLACK_CPU if plan.device == "cpu" else SLACK_GPU))
     parts["checkpoint"] = SAVED_COPIES * 3 * FLOAT32 * trained if plan.device == "cpu" else 0
+    if plan.asked_tokens:  # it is gone before the first step: what counts is how far it reaches beyond one
+        after = sum(parts.values()) - before - parts["dequantized"]
+        parts["teacher"] = max(0, asking_bytes(shape, plan) - after)
     parts["process"] = PROCESS_CPU if plan.device == "cpu" else PROCESS_GPU
     return parts | {"total": sum(parts.values())}
+
+
+def logits_bytes(shape: ModelShape, plan: StepPlan, learnt: int, *, trained: bool = True) -> int:
+    """The tensors as wide as the vocabulary: a chunk's, and of a teacher that judges each token all of its logits."""
+    step, untrained = LOGITS_BYTES[plan.loss]
+    judged = learnt * BF16 if plan.loss in ("divergence", "mixture") else 0
+    return (min(learnt, LOGITS_CHUNK) * (step if trained else untrained) + judged) * shape.vocabulary
+
+
+def asking_bytes(shape: ModelShape, plan: StepPlan) -> int:
+    """A teacher that is asked before the first step: its weights, and its distributions until targets are drawn."""
+    wide = plan.asked_tokens * ASKED_BYTES + plan.asked_row * DRAWN_BYTES
+    return plan.teacher_parameters * BF16 + wide * shape.vocabulary
 
 
 def trained_parameters(shape: ModelShape, plan: StepPlan) -> int:
@@ -166,10 +199,11 @@ def activation_bytes(shape: ModelShape, plan: StepPlan) -> int:
 
 
 def evaluation_bytes(shape: ModelShape, plan: StepPlan) -> int:
-    """The forward pass over validation rows: nothing is kept, but a micro-batch of them may be the larger one."""
-    learnt = min(LOGITS_CHUNK, round(plan.held_tokens * plan.supervised_tokens / max(plan.micro_tokens, 1)))
-    inside = plan.held_tokens * BF16 * (4 * shape.intermediate + 4 * shape.hidden)
-    return learnt * shape.vocabulary * LOGITS_UNTRAINED_BYTES + inside
+    """A forward pass over validation rows, or for a reference: nothing is kept, but it may be of more tokens."""
+    tokens = max(plan.held_tokens, plan.reference_tokens)
+    learnt = round(tokens * plan.supervised_tokens / max(plan.micro_tokens, 1))
+    inside = tokens * BF16 * (4 * shape.intermediate + 4 * shape.hidden)
+    return logits_bytes(shape, plan, learnt, trained=False) + inside
 
 
 def scratch_bytes(shape: ModelShape, plan: StepPlan) -> int:

@@ -31,6 +31,7 @@ class Choice:
     parts: dict[str, int]
     available_bytes: int
     fits: bool
+    micro_tokens: int
 
     @property
     def quantization(self) -> Literal["none", "nf4"]:
@@ -39,10 +40,6 @@ class Choice:
     @property
     def checkpointing(self) -> bool:
         return self.plan.checkpointing
-
-    @property
-    def micro_tokens(self) -> int:
-        return self.plan.micro_tokens
 
     def to_json(self) -> Json:
         return {
@@ -72,13 +69,15 @@ def choose(
     longest_row: int,
     quantizations: Sequence[Literal["none", "nf4"]] = ("none", "nf4"),
     checkpointings: Sequence[bool] = (False, True),
+    then: StepPlan | None = None,
 ) -> Choice:
     """The fastest way that fits; `plan` gives the rest (its tokens are a share of learnt ones, nothing more).
+
+    With `then`, a second phase that goes the same way, both have to fit; the plan is that of the larger one.
 
     A micro-batch is the batch or a half, quarter ... of it, never smaller than the longest row. When nothing fits, the
     smallest way with `fits` false: the caller says so before anything is loaded.
     """
-    share = plan.supervised_tokens / max(plan.micro_tokens, 1)
     enough = max(longest_row, min(batch_tokens, FULL_SPEED_TOKENS))
     sizes = [*_micro_batches(batch_tokens, longest_row)]
     ways = [(quantization, again) for again in checkpointings for quantization in quantizations]
@@ -86,23 +85,30 @@ def choose(
     tried += [(*way, size) for size in sizes if size < enough for way in ways]
     smallest: Choice | None = None
     for quantization, again, tokens in tried:
-        way = replace(
-            plan,
-            quantization=quantization,
-            checkpointing=again,
-            micro_tokens=tokens,
-            supervised_tokens=round(tokens * share),
-            held_tokens=min(tokens, plan.held_tokens),
-        )
-        parts = estimate(shape, way)
+        phases = [_cut(plan, tokens)] + ([_cut(then, min(tokens, then.micro_tokens))] if then else [])
+        phases = [replace(each, quantization=quantization, checkpointing=again) for each in phases]
+        way, parts = larger(shape, phases)
         fits = parts["total"] <= available_bytes
-        found = Choice(way, parts, available_bytes, fits)
+        found = Choice(way, parts, available_bytes, fits, tokens)
         if fits:
             return found
         if smallest is None or parts["total"] < smallest.parts["total"]:
             smallest = found
     assert smallest is not None
     return smallest
+
+
+def _cut(plan: StepPlan, tokens: int) -> StepPlan:
+    """The plan with micro-batches of so many tokens, learnt ones in proportion; what it never cuts stays whole."""
+    tokens = max(tokens, plan.largest_unit)
+    share = plan.supervised_tokens / max(plan.micro_tokens, 1)
+    held = min(tokens, plan.held_tokens)
+    return replace(plan, micro_tokens=tokens, supervised_tokens=round(tokens * share), held_tokens=held)
+
+
+def larger(shape: ModelShape, phases: Sequence[StepPlan]) -> tuple[StepPlan, dict[str, int]]:
+    """The phase that takes the most memory, and its parts."""
+    return max(((each, estimate(shape, each)) for each in phases), key=lambda found: found[1]["total"])
 
 
 def _micro_batches(batch_tokens: int, longest_row: int) -> Iterator[int]:

@@ -49,6 +49,7 @@ class Stream:
     ) -> None:
         self.units = list(units)
         self.seed = seed
+        self._tokens = [unit.tokens for unit in self.units]
         self._firsts: list[int] = []  # first step of each epoch
         self._cuts: list[list[int]] = []  # per epoch: where in its order each step begins, and its end
         total = 0
@@ -71,7 +72,7 @@ class Stream:
     def _fill(self, order: Sequence[int], step_tokens: int) -> list[int]:
         cuts, used = [0], 0
         for at, unit in enumerate(order):
-            tokens = self.units[unit].tokens
+            tokens = self._tokens[unit]
             if used and used + tokens > step_tokens:
                 cuts.append(at)
                 used = 0
@@ -100,7 +101,13 @@ class Stream:
     @property
     def tokens(self) -> int:
         """Tokens of one epoch."""
-        return sum(unit.tokens for unit in self.units)
+        return sum(self._tokens)
+
+    @property
+    def all_tokens(self) -> int:
+        """Tokens of all steps: whole epochs, and what the last one takes."""
+        last = self.place(self.steps - 1)
+        return self.tokens * last.epoch + sum(self._tokens[at] for at in self.order(last.epoch)[: last.end])
 
 
 def units_digest(units: Sequence[Unit]) -> str:

@@ -3,7 +3,8 @@
     probe(settings, shared, {"dataset": folder}, tokens) -> {"tokens_per_second", "peak_bytes", "hours", "usd", ...}
 
 The child runs the train stage itself with three steps, no scoring and an empty folder that is thrown away, so that
-what is measured is what will run: the same kernels, the same packing, the same memory.
+what is measured is what will run: the same kernels, the same packing, the same memory. It gets the rows of those steps
+alone, and a micro-batch of validation rows: a teacher is asked about no others. A second phase (`then`) is not run.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from potstill.records import Json
 from potstill.stage import Shared, Upstream
 
 if TYPE_CHECKING:
+    from .rows import Tokenised
     from .run import Settings
 
 STEPS = 3
@@ -43,14 +45,37 @@ def probe(settings: Settings, shared: Shared, upstream: Upstream, tokens: int) -
 
 def measure(settings: Settings, shared: Shared, dataset: Path, out: Path) -> Json:
     """Run the train stage for three steps in a new process; returns tokens/s and the peak that it saw of itself."""
-    short = {"max_steps": STEPS, "evals": 1, "score_rows": 0}
     asked = {
-        "settings": settings.model_dump(mode="json") | short,
+        "settings": shortened(settings),
         "shared": asdict(shared) | {"work_dir": str(shared.work_dir), "recipe_path": None},
         "dataset": str(dataset),
         "out": str(out),
     }
     return run_child(asked) | {"steps": STEPS}
+
+
+def shortened(settings: Settings) -> Json:
+    """The settings with three steps of the first phase, evaluated before and after; nothing is scored or preferred.
+
+    The usable share of a few rows is no reason to refuse: training judges that of all.
+    """
+    whole = settings.model_dump(mode="json")
+    distil = whole["distil"] | {"least_usable": 0.0}
+    return whole | {"max_steps": STEPS, "evals": 1, "score_rows": 0, "then": None, "distil": distil}
+
+
+def few_rows(settings: Settings, rows: Tokenised, held: Tokenised) -> tuple[Tokenised, Tokenised]:
+    """The rows of the first steps, and validation rows up to a micro-batch."""
+    from .forecast import CPU_MICRO_TOKENS, units_of
+    from .packing import Stream, micro_batches
+
+    stream = Stream(units_of(rows), seed=settings.seed, step_tokens=settings.batch_tokens, max_steps=STEPS)
+    wanted = {unit.id for at in range(STEPS) for unit in stream.step(at)}
+    seen = micro_batches(units_of(held), settings.micro_tokens or CPU_MICRO_TOKENS)[:1]
+    return (
+        replace(rows, rows=[row for row in rows.rows if row.id in wanted]),
+        replace(held, rows=[row for units in seen for unit in units for row in unit.rows]),
+    )
 
 
 def run_child(asked: Json) -> Json:
@@ -70,17 +95,20 @@ def run_child(asked: Json) -> Json:
 
 def main() -> None:
     """The child: trains by what stands on standard input, prints one line of figures."""
+    print(MEASURED + json.dumps(train_few(json.load(sys.stdin))))
+
+
+def train_few(asked: Json) -> Json:
+    """Train as asked, in this process; returns tokens/s and the peak."""
     from . import run
 
-    asked = json.load(sys.stdin)
     shared: Json = asked["shared"]
     out = Path(asked["out"])
     settings = run.Settings.model_validate(asked["settings"])
     given = Shared(**(shared | {"work_dir": Path(shared["work_dir"])}))
     with contextlib.suppress(NothingLearned):  # three steps of warm-up need not learn; the log has their times
-        run.main(settings, given, {"dataset": Path(asked["dataset"])}, out)
-    found = {"tokens_per_second": speed(out / "trainer_log.jsonl"), "peak_bytes": peak_bytes()}
-    print(MEASURED + json.dumps(found))
+        run.main(settings, given, {"dataset": Path(asked["dataset"])}, out, few_rows)
+    return {"tokens_per_second": speed(out / "trainer_log.jsonl"), "peak_bytes": peak_bytes()}
 
 
 def speed(log: Path) -> float:

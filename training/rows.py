@@ -75,7 +75,10 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Tokenised:
-    """Rows that fit, and the ids of those that are longer than the window (left out: half an answer teaches wrong)."""
+    """Rows that fit, and the ids of those that are longer than the window, the longest first.
+
+    They are left out: half an answer teaches wrong.
+    """
 
     rows: list[Row]
     too_long: list[str]
@@ -97,16 +100,17 @@ def tokenise(tokenizer: Any, examples: Sequence[Example], window: int, rationale
     (Hsieh et al. 2023, "Distilling Step-by-Step!", where the loss is answer + weight * rationale, each its own mean).
     Raises ParityMismatch for a whole conversation whose earlier turns the chat template rewrites.
     """
-    rows, too_long = [], []
+    rows: list[Row] = []
+    too_long: list[tuple[int, str]] = []
     for example in examples:
         row = _row(tokenizer, example)
         if len(row.token_ids) > window:
-            too_long.append(example.id)
+            too_long.append((len(row.token_ids), example.id))
             continue
         if rationale_weight and example.rationale:
             row = _reasoned(tokenizer, row, example.rationale, rationale_weight, window)
         rows.append(row)
-    return Tokenised(rows, too_long)
+    return Tokenised(rows, [name for _, name in sorted(too_long, key=lambda each: -each[0])])
 
 
 def _row(tokenizer: Any, example: Example) -> Row:

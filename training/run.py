@@ -9,6 +9,7 @@ Run: `potstill train RECIPE`, on several GPUs `torchrun --nproc-per-node 8 -m po
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,7 +19,7 @@ from potstill import chat, models
 from potstill.contract import Contract
 from potstill.dataset import read_examples
 from potstill.manifest import Input, read_manifest
-from potstill.models import base_input, resolve_base
+from potstill.models import base_input, resolve_base, resolve_tokenizer
 from potstill.progress import say
 from potstill.recipe import Section
 from potstill.records import Example, Json
@@ -27,16 +28,17 @@ from potstill.tracking_live import live_run
 
 from . import processes
 from .distil import Distil, teacher_input
-from .forecast import forecast
+from .forecast import forecast, units_of
 from .full import refuse_full
 from .probe import probe as probe  # `check --probe` asks for it by this name
 from .repeatable import repeatable
 from .rows import Tokenised, refuse_nothing_to_learn, tokenise
-from .then import Then, read_judged
+from .then import Judged, Then, read_judged
 
 NOUN: Noun = "adapter"
 NEEDS: tuple[Noun, ...] = ("dataset",)
 GOLDEN_ROWS = 8
+SHOWN = 3  # names of rows left out, when they are said
 
 
 class Lora(Section):
@@ -112,6 +114,9 @@ class Settings(Section):
         return self
 
 
+Chosen = Callable[[Settings, Tokenised, Tokenised], tuple[Tokenised, Tokenised]]
+
+
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
     """The base model and the teacher, where one is asked, by content."""
     found = [base_input(shared.base_model)]
@@ -120,13 +125,16 @@ def inputs(settings: Settings, shared: Shared) -> list[Input]:
     return found
 
 
-def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
-    """Train the student; raises NothingLearned when there is nothing to learn or nothing was learnt."""
+def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path, choose: Chosen | None = None) -> Json:
+    """Train the student; raises NothingLearned when there is nothing to learn or nothing was learnt.
+
+    `choose` picks the training and validation rows that are used (a probe's few); without it all are.
+    """
     with repeatable(settings.deterministic):
-        return make_adapter(settings, shared, upstream, out)
+        return make_adapter(settings, shared, upstream, out, choose)
 
 
-def make_adapter(settings: Settings, shared: Shared, upstream: Upstream, out: Path) -> Json:
+def make_adapter(settings: Settings, shared: Shared, upstream: Upstream, out: Path, choose: Chosen | None) -> Json:
     """The stage's work, from the dataset to the adapter's facts."""
     models.prepare_torch()
     processes.join()
@@ -141,14 +149,17 @@ def make_adapter(settings: Settings, shared: Shared, upstream: Upstream, out: Pa
     rows = tokenise(tokenizer, train, settings.window, settings.rationale_weight)
     refuse_nothing_to_learn(rows, settings.window)
     held = tokenise(tokenizer, validation, settings.window)
-    judged = read_judged(settings.then, tokenizer, dataset, settings.window, settings.seed) if settings.then else None
+    judged = judged_of(settings, tokenizer, dataset)
+    say_left_out(rows, held, judged, settings.window)
+    if choose is not None:
+        rows, held = choose(settings, rows, held)
 
     if processes.first():
         write_contract(shared, settings, dataset, tokenizer, train, rows, out)
         tokenizer.save_pretrained(out / "tokenizer")
     processes.wait()
     from .checkpoints import discard
-    from .fit import fit, units_of
+    from .fit import fit
     from .objectives.choose import first_objective
 
     objective = first_objective(settings, shared, dataset, tokenizer, units_of(rows), units_of(held))
@@ -163,6 +174,21 @@ def make_adapter(settings: Settings, shared: Shared, upstream: Upstream, out: Pa
         "rows": {"train": len(rows.rows), "validation": len(held.rows), "too_long": len(rows.too_long)},
         "training": learnt,
     }
+
+
+def say_left_out(rows: Tokenised, held: Tokenised, judged: Judged | None, window: int) -> None:
+    """Say which rows nothing is learnt from, and why: a run that goes on with fewer must not look whole."""
+    for what, found in (("training", rows), ("validation", held)):
+        if found.too_long:
+            longest = ", ".join(found.too_long[:SHOWN])
+            say(
+                f"{len(found.too_long):,} of {len(found.rows) + len(found.too_long):,} {what} rows are left out, "
+                f"longer than train.window {window:,} (longest: {longest}); raise it to learn from them"
+            )
+    for split, reasons in (judged.left_out if judged else {}).items():
+        if reasons:
+            why = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+            say(f"train.then: left out of {split}: {why}")
 
 
 def lead(upstream: Upstream, out: Path) -> None:
@@ -223,25 +249,26 @@ def write_contract(
 
 
 def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
-    """What training would see, without loading the model: tokens, rows left out, one row with its loss mask.
+    """What training would see, without the base's weights: tokens, rows left out, one row with its loss mask.
 
     The row shown is the first with the most learnt turns; its `spans` in order make up the whole rendered text.
     """
-    base = resolve_base(shared.base_model, shared.cache_dir)
-    refuse_full(settings, base.path)
+    base = resolve_tokenizer(shared.base_model, shared.cache_dir)
+    refuse_full(settings, base)
     train = read_examples(upstream["dataset"], "train")
-    tokenizer = load_student_tokenizer(settings, base.path, train)
+    tokenizer = load_student_tokenizer(settings, base, train)
     rows = tokenise(tokenizer, train, settings.window, settings.rationale_weight)
     refuse_nothing_to_learn(rows, settings.window)
     held = tokenise(tokenizer, read_examples(upstream["dataset"], "validation"), settings.window)
+    judged = judged_of(settings, tokenizer, upstream["dataset"])
     shown = max(rows.rows, key=lambda row: len(row.learnt))
     return {
         "rows": len(rows.rows),
         "tokens_an_epoch": rows.tokens,
         "supervised_tokens_an_epoch": rows.supervised_tokens,
         "rows_too_long": rows.too_long,
-        **then_preview(settings, tokenizer, upstream["dataset"]),
-        "forecast": forecast(settings, shared, rows, held),
+        **({"then": {"objective": settings.then.objective, **judged.facts}} if settings.then and judged else {}),
+        "forecast": forecast(settings, shared, rows, held, judged),
         "example": {
             "id": shown.id,
             "spans": [{"learnt": learnt, "text": tokenizer.decode(ids)} for learnt, ids in shown.pieces()],
@@ -249,12 +276,11 @@ def preview(settings: Settings, shared: Shared, upstream: Upstream) -> Json:
     }
 
 
-def then_preview(settings: Settings, tokenizer: Any, dataset: Path) -> Json:
-    """What the second phase would learn from; nothing where there is none."""
+def judged_of(settings: Settings, tokenizer: Any, dataset: Path) -> Judged | None:
+    """What the second phase learns from; None where there is none."""
     if settings.then is None:
-        return {}
-    judged = read_judged(settings.then, tokenizer, dataset, settings.window, settings.seed)
-    return {"then": {"objective": settings.then.objective, **judged.facts}}
+        return None
+    return read_judged(settings.then, tokenizer, dataset, settings.window, settings.seed)
 
 
 def resolved_quantization(settings: Settings) -> Literal["none", "nf4"]:

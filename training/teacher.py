@@ -15,6 +15,7 @@ from potstill import chat
 from potstill.logprobs import AnswerLogprobs, TokenLogprobs
 from potstill.manifest import read_manifest
 from potstill.models import resolve_base
+from potstill.progress import say
 from potstill.records import Example
 from potstill.trained import Trained, find_trained, load_trained
 
@@ -22,6 +23,7 @@ from .alignment import Vocabulary
 from .batch import Batch, token_scores
 from .distil import is_adapter, teacher_input
 from .packing import Unit, micro_batches
+from .parity import refuse_unlike
 from .rows import Row
 from .soft_targets import SoftTargets, draw, stack
 
@@ -57,19 +59,24 @@ def resolve_teacher(spec: str, cache: Path) -> Teacher:
 def asked_in_full(rows: Sequence[Row], examples: Sequence[Example], tokenizer: Any) -> list[Row]:
     """The rows with the teacher's own prompt (all instructions, its template) before the student's answer tokens.
 
-    Both share a vocabulary. Whole conversations stay as the student sees them: their turns are learnt from inside.
+    Both share a vocabulary. Whole conversations are the very rows given: their turns are learnt from inside.
     """
     by_id = {each.id: each for each in examples}
-    made = []
+    made, shortened = [], 0
     for row in rows:
         example = by_id[row.id]
         if example.learn == "conversation":
             made.append(row)
+            shortened += example.full_messages != example.messages
             continue
         prompt = chat.encode(tokenizer, chat.render(tokenizer, example.full_messages, example.tools))
         shift, start = len(prompt) - row.learnt[0][0], row.learnt[0][0]
         spans = tuple((first + shift, end + shift) for first, end in row.learnt)
         made.append(Row(row.id, [*prompt, *row.token_ids[start:]], spans))
+    if shortened:
+        say(
+            f"train.distil.prompt: the teacher reads {shortened:,} whole conversations as the student does, not in full"
+        )
     return made
 
 
@@ -78,6 +85,7 @@ def each_distribution(
     model: Any, rows: Sequence[Row], micro_tokens: int, take: Callable[[Row, Tensor], None], temperature: float = 1.0
 ) -> None:
     """Call `take` with every row and its log-probabilities [n, V] over its n learnt tokens, row by row."""
+    refuse_unlike(model, rows, "train.distil.teacher")
     units = [Unit(row.id, (row,)) for row in rows]
     device = str(next(model.parameters()).device)
     for micro in micro_batches(units, micro_tokens):

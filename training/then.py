@@ -83,6 +83,14 @@ class Judged:
     units: list[Unit]
     held: list[Unit]
     left_out: Json = field(default_factory=dict)
+    stranger_tokens: int = 0  # of the rows that KTO asks the model about at every step, in an epoch
+    held_stranger_tokens: int = 0
+
+    @property
+    def reference_tokens(self) -> int:
+        """Tokens of all rows that the reference is asked about, once."""
+        rows = sum(unit.tokens for unit in (*self.units, *self.held))
+        return rows + self.stranger_tokens + self.held_stranger_tokens
 
     @property
     def facts(self) -> Json:
@@ -132,7 +140,8 @@ def _opinions(then: Then, tokenizer: Any, dataset: Path, window: int, seed: int)
     objective = WantedAnswers(
         train.desirable | held.desirable, train.strangers | held.strangers, beta=then.beta, weights=weights
     )
-    return Judged(objective, train.units, held.units, _reasons(train.left_out, held.left_out))
+    strangers = [sum(len(row.token_ids) for row in each.strangers.values()) for each in (train, held)]
+    return Judged(objective, train.units, held.units, _reasons(train.left_out, held.left_out), *strangers)
 
 
 def _reasons(train: Counter[str], held: Counter[str]) -> Json:

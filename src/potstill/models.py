@@ -22,7 +22,8 @@ from potstill.progress import say
 from potstill.safe_names import safe_relative
 
 SOURCE = "potstill_source.json"
-WEIGHT_SUFFIXES = (".safetensors", ".json", ".model", ".jinja", ".txt")
+TOKENIZER_SUFFIXES = (".json", ".model", ".jinja", ".txt")  # and the config
+WEIGHT_SUFFIXES = (".safetensors", *TOKENIZER_SUFFIXES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,8 @@ def resolve_base(spec: str, cache: Path) -> Base:
     """The base as a folder of float weights; downloads or converts on first use, then takes it from `cache`."""
     path = locate(spec)
     if path is None:
-        return _from_hub(spec)
+        folder = _from_hub(spec, WEIGHT_SUFFIXES)
+        return Base(spec, folder, _folder_digest(folder))
     if path.is_dir():
         return Base(spec, path, _folder_digest(path))
     digest = sha256_file(path)
@@ -84,17 +86,27 @@ def resolve_base(spec: str, cache: Path) -> Base:
     return Base(spec, folder, digest, gguf=path)
 
 
-def _from_hub(spec: str) -> Base:
+def resolve_tokenizer(spec: str, cache: Path) -> Path:
+    """A folder with the base's config and tokenizer: of a hub id nothing else is downloaded, of a folder nothing read.
+
+    A GGUF is converted on first use, as by `resolve_base`.
+    """
+    path = locate(spec)
+    if path is None:
+        return _from_hub(spec, TOKENIZER_SUFFIXES)
+    return path if path.is_dir() else resolve_base(spec, cache).path
+
+
+def _from_hub(spec: str, suffixes: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        path = Path(snapshot_download(spec, allow_patterns=[f"*{suffix}" for suffix in WEIGHT_SUFFIXES]))
+        return Path(snapshot_download(spec, allow_patterns=[f"*{suffix}" for suffix in suffixes]))
     except Exception as fault:
         raise PotstillError(
             f"base_model: {spec!r} is neither a folder here nor to be had from the hub ({type(fault).__name__}: "
             f"{str(fault).splitlines()[0][:160]}); give a folder, a .gguf file, or package:MODULE/FILE.gguf"
         ) from fault
-    return Base(spec, path, _folder_digest(path))
 
 
 def _folder_digest(folder: Path) -> str:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distillation.turns import rows_of
-from potstill import chat
+from potstill import chat, models
 from potstill.contract import Contract
 from potstill.dataset import read_examples, write_examples
 from potstill.errors import ParityMismatch
@@ -21,7 +21,9 @@ from potstill.tasks import ToolCalls
 from tests.stages.datasets import dataset_folder
 from tests.stages.tiny_llama import gguf_of, tiny_base
 from training import run
-from training.batch import Batch
+from training.batch import Batch, token_scores
+from training.objectives.choose import first_objective
+from training.objectives.on_policy import OnPolicy
 from training.packing import Unit
 from training.rows import IGNORED, tokenise
 
@@ -209,6 +211,28 @@ def test_training_learns_from_whole_conversations(base: Any, tmp_path: Path) -> 
     tokenised = tokenise(found, rows[:20], 256)
     assert learnt["supervised_tokens_an_epoch"] == tokenised.supervised_tokens
     assert Contract.read(out).max_tokens >= max(row.longest_turn for row in tokenised.rows)
+
+
+def test_an_on_policy_teacher_reads_a_whole_conversation_as_the_student_that_answers_it(
+    base: Any, tmp_path: Path
+) -> None:
+    """A teacher with the student's weights has nothing to object to, whichever of the two wrote the last answer."""
+    talks = [[user(f"q{at}"), said(f"It may be {at}."), user("and?")] for at in range(4)]
+    rows = [example(talk, f"It was {at}.", name=f"e{at}") for at, talk in enumerate(talks)]
+    folder = dataset_folder(tmp_path / "dataset", rows)
+    asked = {"teacher": str(base.path), "prompt": "full", "generated": 1.0, "share": 1.0}
+    wanted = run.Settings(chat_template="chatml", window=256, objective="on_policy", distil=asked)
+    shared = Shared("tiny", {"kind": "tool_calls"}, str(base.path), tmp_path / "work", "")
+    tokenizer = run.load_student_tokenizer(wanted, base.path, rows)
+    units = [Unit(row.id, (row,)) for row in tokenise(tokenizer, rows, 256).rows]
+    objective = first_objective(wanted, shared, folder, tokenizer, units, [])
+    student = models.load_float(base.path)
+    objective.prepare(student, units, tmp_path)
+    assert isinstance(objective, OnPolicy)
+    for learnt in (units, objective.generate(student, units, 0)):
+        assert all(len(unit.rows[0].token_ids) > 20 for unit in learnt)
+        scores, _ = token_scores(student, Batch.of(learnt), objective.scores)
+        assert float(scores.detach().abs().max()) < 1e-3
 
 
 def test_preview_shows_one_row_with_all_its_spans(base: Any, tmp_path: Path) -> None:

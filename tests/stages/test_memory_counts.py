@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,9 +16,15 @@ import transformers
 from potstill.known_bases import KNOWN
 from potstill.model_shape import ModelShape
 from training.attention import rows_apart
-from training.batch import inner_of
+from training.batch import Batch, inner_of, token_scores
 from training.lean import LoraGroup, make_lean
-from training.memory import StepPlan, saved_bytes_a_token, trained_parameters
+from training.memory import StepPlan, logits_bytes, saved_bytes_a_token, trained_parameters
+from training.objectives.answers import Answers
+from training.objectives.logits import Logits
+from training.objectives.on_policy import OnPolicy, Writing
+from training.packing import Unit
+from training.rows import Row
+from training.soft_targets import SoftTargets
 
 SHAPES = {
     "llama": ModelShape("llama", 512, 192, 512, 4, 6, 2, 32, True, 2048),
@@ -101,6 +110,63 @@ def test_a_layer_keeps_as_many_bytes_a_token_as_the_formula_says(
     plan = StepPlan(device, tokens, 0, adapter=adapter, rank=4, row_tokens=row, longest_row=row)
     two, four = (saved_bytes(model_of(shape, layers, plan), (row,) * (tokens // row)) for layers in (2, 4))
     assert (four - two) / 2 / tokens == pytest.approx(saved_bytes_a_token(shape, plan), rel=0.02)
+
+
+def peak_bytes(run: Callable[[], None]) -> int:
+    """The most bytes that torch's allocator held at once while `run` ran, beyond those from before."""
+    from torch._C._profiler import _EventType
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        run()
+    waiting = list(profiled.profiler.kineto_results.experimental_event_tree())
+    sizes: list[tuple[int, int]] = []
+    while waiting:
+        event = waiting.pop()
+        waiting += event.children
+        if event.tag == _EventType.Allocation:
+            sizes.append((event.start_time_ns, event.extra_fields.alloc_size))
+    held = peak = 0
+    for _, size in sorted(sizes):
+        held += size
+        peak = max(peak, held)
+    return peak
+
+
+def objective_of(loss: str, units: Sequence[Unit], teacher: Any) -> Any:
+    if loss == "answers":
+        return Answers(units)
+    if loss == "soft_targets":
+        targets = SoftTargets(torch.tensor([[3]] * 128), torch.ones(128, 1), torch.zeros(128))
+        source: Any = SimpleNamespace(targets=lambda rows, vocabulary, folder: (store, {}))
+        store: Any = SimpleNamespace(of_batch=lambda batch: targets)
+        return Logits(units, source, share=0.5, temperature=1.0)
+    beta = 0.5 if loss == "mixture" else 0.0
+    return OnPolicy(units, lambda: teacher, Writing(1.0, 1.0, 1, 1, 1), share=0.5, beta=beta, seed=0)
+
+
+@pytest.mark.parametrize("trained", [True, False], ids=["a step", "an evaluation"])
+@pytest.mark.parametrize("loss", ["answers", "soft_targets", "divergence", "mixture"])
+def test_a_logit_takes_as_many_bytes_as_the_formula_says(loss: Any, trained: bool, tmp_path: Path) -> None:
+    shape, learnt = ModelShape("llama", 32_768, 32, 32, 1, 2, 2, 16, True, 2048), 128
+    plan = StepPlan("cpu", learnt, learnt, rank=2, loss=loss)
+    student, teacher = (model_of(shape, 1, plan) for _ in range(2))
+    units = [Unit("r", (Row("r", list(range(learnt + 1)), ((1, learnt + 1),)),))]
+    objective = objective_of(loss, units, teacher.eval().requires_grad_(False))
+    objective.prepare(student, units, tmp_path)
+
+    def step() -> None:
+        batch = Batch.of(units)
+        with torch.set_grad_enabled(trained):
+            scores, _ = token_scores(student, batch, objective.scores)
+            cost = objective.loss(scores, batch)
+        if trained:
+            cost.backward()
+
+    step()
+    objective._of = None  # what it remembers of the batch before is not this one's
+    counted = peak_bytes(step) / learnt / shape.vocabulary
+    assert counted == pytest.approx(logits_bytes(shape, plan, 1, trained=trained) / shape.vocabulary, rel=0.03)
 
 
 @pytest.mark.parametrize("family", SHAPES)

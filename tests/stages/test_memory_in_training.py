@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,8 +18,8 @@ from training.loop import gradient
 from training.model import student
 from training.objectives.answers import Answers
 from training.packing import Unit
-from training.probe import STEPS, probe
-from training.rows import tokenise
+from training.probe import STEPS, few_rows, probe, shortened, train_few
+from training.rows import Tokenised, tokenise
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +68,46 @@ def test_a_probe_runs_real_steps_and_leaves_nothing(base: models.Base, dataset: 
     assert found["usd"] == pytest.approx(2.0 * found["hours"], rel=0.01)
     assert 200 * 2**20 < found["peak_bytes"] < 4 * 2**30
     assert not (tmp_path / "work" / "tiny").exists()
+
+
+def test_a_probe_asks_a_teacher_about_the_rows_of_its_steps_and_runs_one_phase(
+    base: models.Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The dataset has no preferences: a second phase that ran would fail."""
+    train, held = [example(at) for at in range(600)], [example(at) for at in range(1000, 1200)]
+    data = dataset_folder(tmp_path / "dataset", train, held)
+    teacher = {"teacher": str(base.path), "prompt": "student"}
+    settings = settings_with(objective="logits", distil=teacher, then={"objective": "dpo"}, micro_tokens=512)
+    shared = shared_for(base, tmp_path / "work")
+    out = tmp_path / "out"
+    out.mkdir()
+    asked = {
+        "settings": shortened(settings), "shared": asdict(shared) | {"work_dir": str(shared.work_dir)},
+        "dataset": str(data), "out": str(out),
+    }  # fmt: skip
+    assert train_few(asked)["tokens_per_second"] > 0
+    told = re.search(r"asking the teacher about (\d+) rows", capsys.readouterr().err)
+    assert told is not None
+    assert int(told[1]) < 100
+    assert not (out / "then_log.jsonl").exists()
+
+
+def test_a_probe_does_not_judge_the_usable_share_of_a_few_rows() -> None:
+    settings = settings_with(objective="logits", distil={"least_usable": 0.9, "share": 0.7})
+    short = type(settings).model_validate(shortened(settings))
+    assert (short.distil.least_usable, short.distil.share) == (0.0, 0.7)
+
+
+def test_a_probe_takes_the_rows_of_its_steps_and_a_micro_batch_to_evaluate(base: models.Base) -> None:
+    tokenizer = chat.load_tokenizer(base.path)
+    rows, held = (tokenise(tokenizer, [example(at) for at in range(count)], 128) for count in (600, 200))
+    settings = settings_with(micro_tokens=512)
+    few, seen = few_rows(settings, rows, held)
+    assert STEPS * 256 * 0.8 < few.tokens <= STEPS * 256
+    assert 512 - 128 < seen.tokens <= 512
+    whole, all_held = few_rows(settings, few, Tokenised(held.rows[:3], []))
+    assert whole.rows == few.rows
+    assert all_held.rows == held.rows[:3]
 
 
 def test_a_probe_that_fails_shows_the_last_lines_of_its_process(dataset: Path, tmp_path: Path) -> None:

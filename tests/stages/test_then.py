@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from potstill import models
+from potstill import chat, models
 from potstill.dataset import write_preferences
 from potstill.errors import NothingLearned
 from potstill.preferences import Opinion, Preference
@@ -98,6 +98,22 @@ def test_dpo_begins_at_ln_2_from_where_the_answers_left_off(adapter: tuple[Path,
     assert (then["train"], then["validation"]) == (60, 30)
     assert facts["training"]["loss_first"] > facts["training"]["loss_last"]
     assert not (out / "checkpoints").exists()
+
+
+@pytest.mark.parametrize("then", [DPO, {"objective": "kto", "learning_rate": 0.01, "max_steps": 5}])
+def test_a_preview_counts_the_steps_of_the_second_phase(
+    base: models.Base, dataset: Path, tmp_path: Path, then: Any
+) -> None:
+    settings = settings_with(then)
+    ahead = run.preview(settings, shared_for(base, tmp_path / "work"), {"dataset": dataset})["forecast"]
+    second = trained(base, dataset, tmp_path / "out", then, score_rows=0)["training"]["then"]
+    assert ahead["then"]["steps"] == second["steps"]
+    first = run.preview(settings_with(None), shared_for(base, tmp_path / "work"), {"dataset": dataset})["forecast"]
+    assert ahead["steps"] == first["steps"]
+    assert ahead["tokens"] == first["tokens"] + ahead["then"]["tokens"] + ahead["then"]["forward_tokens"] // 2
+    judged = run.judged_of(settings, chat.load_tokenizer(base.path), dataset)
+    assert judged is not None
+    assert (judged.stranger_tokens > 0) == (then["objective"] == "kto")
 
 
 def test_first_phase_is_the_one_without_a_second(

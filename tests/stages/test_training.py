@@ -23,8 +23,9 @@ from tests.stages.datasets import dataset_folder, write_rows
 from tests.stages.tiny_llama import tiny_base
 from training import run
 from training.optimizer import MasterAdamW, learning_rate
-from training.rows import IGNORED, tokenise
+from training.rows import IGNORED, Tokenised, tokenise
 from training.scoring import Score, Scorer
+from training.then import Judged
 from training.watch import refuse_not_finite
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -99,6 +100,28 @@ def test_contract_carries_the_template_and_ids_that_training_used(adapter: tuple
         assert chat.golden(tokenizer, golden.messages, golden.tools).token_ids == golden.token_ids
         row, _ = chat.prompt_and_completion(tokenizer, golden.messages, golden.tools, "good")
         assert row == golden.token_ids
+
+
+def test_rows_that_are_left_out_are_said_with_their_number_and_the_longest_names(
+    base: models.Base, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = [example(at) for at in range(12)]
+    for at, words in ((3, 60), (5, 90), (8, 70), (9, 80)):
+        train[at] = example(at, messages=[{"role": "user", "content": "late " * words}])
+    held = [example(300, messages=[{"role": "user", "content": "late " * 99}]), example(301)]
+    trained(base, dataset_folder(tmp_path / "dataset", train, held), tmp_path / "out", max_steps=2, window=64)
+    told = capsys.readouterr().err
+    assert "4 of 12 training rows are left out, longer than train.window 64 (longest: e5, e9, e8)" in told
+    assert "1 of 2 validation rows are left out, longer than train.window 64 (longest: e300)" in told
+
+
+def test_pairs_that_are_left_out_of_the_second_phase_are_said_by_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    judged = Judged(None, [], [], {"train": {"longer than the window": 7, "both answers are the same": 2}})  # type: ignore[arg-type]
+    run.say_left_out(Tokenised([], []), Tokenised([], []), judged, 64)
+    told = capsys.readouterr().err
+    assert told.strip() == "train.then: left out of train: 7 longer than the window, 2 both answers are the same"
+    run.say_left_out(Tokenised([], []), Tokenised([], []), None, 64)
+    assert not capsys.readouterr().err
 
 
 def test_same_seed_gives_the_same_losses(

@@ -90,7 +90,9 @@ def test_an_architecture_without_a_formula_is_said_and_nothing_fails(
     base.mkdir()
     (base / "config.json").write_text('{"model_type": "mamba"}')
     assert main(["check", str(recipe(tmp_path)), f"base_model={base}"]) == 0
-    assert "memory: not estimated" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "memory: not estimated" in shown
+    assert "refused at its start where packing changes the logits" in shown
 
 
 def test_a_probe_without_a_dataset_says_what_comes_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,7 +122,7 @@ def test_rows_that_are_left_out_are_counted_by_reason_and_hours_have_a_price() -
         },
     }  # fmt: skip
     shown = "\n".join(training_text(ahead, colour=False))
-    assert "0 rows truncated, 4 dropped as longer than the window (a, b, c, ...)" in shown
+    assert "0 rows truncated, 4 dropped as longer than the window (longest: a, b, c, ...)" in shown
     assert "7 dropped by distill: fold: near-duplicate of a kept row" in shown
     assert "500 tokens/s, peak 1,024 MiB; 2.5 h for 4,500,000 tokens, $1.25" in shown
     assert "[[hello]]" in shown

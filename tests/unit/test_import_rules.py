@@ -23,18 +23,8 @@ HEAVY = {"torch", "transformers", "mlflow", "ray", "trl", "peft", "datasets"}
 HEAVY_AT_TOP = {
     f"training.{name}": {"torch"}
     for name in (
-        *(
-            "attention",
-            "batch",
-            "fused",
-            "lean",
-            "loop",
-            "optimizer",
-            "objectives",
-            "objectives.answers",
-            "objectives.logits",
-        ),
-        *("objectives.on_policy", "target_store", "teacher"),
+        *("attention", "batch", "fused", "lean", "loop", "optimizer", "objectives"),
+        *("objectives.answers", "objectives.logits", "objectives.on_policy", "parity", "target_store", "teacher"),
     )
 }
 COUNTS_TOKENS = {

@@ -12,11 +12,14 @@ import pytest
 from potstill.errors import PotstillError
 from potstill.known_bases import KNOWN
 from potstill.model_shape import ModelShape, shape_from_config, shape_of
-from training.forecast import plan_of
-from training.memory import StepPlan, activation_bytes, estimate, trained_parameters, weight_bytes
-from training.memory_choice import choose
+from training import forecast
+from training.forecast import plan_of, steps_of, then_plan_of
+from training.memory import StepPlan, activation_bytes, estimate, logits_bytes, trained_parameters, weight_bytes
+from training.memory_choice import choose, larger
+from training.packing import Unit
 from training.rows import Row, Tokenised
 from training.run import Settings
+from training.then import Judged
 
 GIB = 2**30
 SMOL = ModelShape("llama", 49_152, 576, 1536, 30, 9, 3, 64, True, 8192)
@@ -98,6 +101,91 @@ def test_rows_that_leave_a_step_unfilled_are_counted_as_they_stand() -> None:
     assert plan_of(settings, None, None, "cpu").micro_tokens == 2048
 
 
+def rows_of(*lengths: int) -> Tokenised:
+    return Tokenised([Row(f"r{at}", [1] * size, ((size - 8, size),)) for at, size in enumerate(lengths)], [])
+
+
+def judged_of(*lengths: int, held: int = 0, strangers: int = 0) -> Judged:
+    """Pairs of two rows of a length each."""
+    units = [Unit(f"p{at}", tuple(rows_of(size, size).rows)) for at, size in enumerate(lengths)]
+    objective: Any = None
+    return Judged(objective, units, units[:held], stranger_tokens=strangers)
+
+
+@pytest.mark.parametrize(("length", "steps"), [(700, 9), (500, 5), (100, 1)])
+def test_long_rows_make_the_steps_that_they_stand_in_not_those_of_their_tokens(length: int, steps: int) -> None:
+    found = steps_of(Settings(batch_tokens=1024, epochs=1), rows_of(*[length] * 9))
+    assert (found["steps"], found["tokens"]) == (steps, 9 * length)
+
+
+def test_steps_that_are_given_take_as_many_tokens_as_their_rows_have() -> None:
+    found = steps_of(Settings(batch_tokens=1024, max_steps=20), rows_of(*[700] * 9))
+    assert (found["steps"], found["tokens"]) == (20, 20 * 700)
+
+
+def test_of_very_many_rows_the_first_epochs_stand_for_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings, rows = Settings(batch_tokens=1024, epochs=7.5), rows_of(*(100 + 37 * at % 600 for at in range(400)))
+    exact = steps_of(settings, rows)
+    monkeypatch.setattr(forecast, "COUNTED_ROWS", 800)
+    found = steps_of(settings, rows)
+    assert found["steps"] == pytest.approx(exact["steps"], rel=0.01)
+    assert found["tokens"] == pytest.approx(exact["tokens"], rel=0.01)
+
+
+def test_a_second_phase_counts_its_steps_and_its_forward_passes_by_half() -> None:
+    settings = Settings(batch_tokens=1024, epochs=1, then={"objective": "dpo", "epochs": 2})
+    alone, both = (steps_of(settings, rows_of(*[500] * 10), each) for each in (None, judged_of(*[300] * 6, held=2)))
+    assert both["then"] == {"steps": 12, "tokens": 2 * 6 * 600, "forward_tokens": 8 * 600}
+    assert both["steps"] == alone["steps"]
+    assert both["tokens"] == alone["tokens"] + 2 * 6 * 600 + 4 * 600
+    kto = steps_of(settings, rows_of(*[500] * 10), judged_of(*[300] * 6, strangers=3000))
+    assert kto["then"]["forward_tokens"] == 6 * 600 + 3 * 3000  # before the first step, and in each of two epochs
+
+
+def test_a_pair_is_never_cut_and_its_phase_may_be_the_larger_one() -> None:
+    settings = Settings(batch_tokens=1024, micro_tokens=1024, window=1024, then={"objective": "dpo"})
+    first = plan_of(settings, rows_of(*[100] * 40), None, "cpu")
+    then = then_plan_of(settings, first, judged_of(900, 100))
+    assert then is not None
+    assert (then.micro_tokens, then.longest_row, then.reference_tokens) == (1800, 900, 2000)
+    assert larger(SMOL, [first, then])[0] is then
+    unknown = then_plan_of(settings, plan_of(settings, None, None, "cpu"), None)
+    assert unknown is not None
+    assert unknown.micro_tokens == 2 * 1024
+    own = Settings(batch_tokens=1024, then={"objective": "kto", "batch_tokens": 3000})
+    planned = then_plan_of(own, plan_of(own, None, None, "cpu"), None)
+    assert planned is not None
+    assert planned.micro_tokens == 3000
+
+
+def test_a_way_is_chosen_that_a_card_can_go_in_both_phases() -> None:
+    first = replace(GPU, micro_tokens=4096, supervised_tokens=1024, longest_row=4096)
+    then = replace(first, micro_tokens=8192, supervised_tokens=2048, largest_unit=8192, reference_tokens=4096)
+    alone, both = (chosen(36, plan=first, batch_tokens=4096, then=each) for each in (None, then))
+    assert (alone.fits, alone.checkpointing) == (True, False)
+    assert (both.fits, both.checkpointing, both.micro_tokens) == (True, True, 4096)
+    assert both.plan.micro_tokens == 8192
+    assert both.parts == estimate(LLAMA_8B, both.plan)
+    assert [chosen(12, plan=first, batch_tokens=4096, then=each).fits for each in (None, then)] == [True, False]
+
+
+def test_what_a_teacher_says_of_every_token_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config_of(SMOL)))
+    asked = {"teacher": str(tmp_path)}
+    answers, judging, soft = (
+        plan_of(Settings(objective=each, distil=asked), rows_of(*[500] * 10), None, "cpu")
+        for each in ("sft", "on_policy", "logits")
+    )
+    wide = SMOL.vocabulary * answers.supervised_tokens
+    assert logits_bytes(SMOL, answers, answers.supervised_tokens) == 12 * wide
+    assert logits_bytes(SMOL, judging, answers.supervised_tokens) == 42 * wide
+    assert logits_bytes(SMOL, soft, answers.supervised_tokens) == 16 * wide
+    assert estimate(SMOL, judging)["teacher"] == 2 * SMOL.parameters
+    beside = [estimate(SMOL, replace(soft, teacher_parameters=size))["total"] for size in (0, 10**8, 10**10)]
+    assert beside[0] == beside[1]  # gone before the first step, which takes more
+    assert beside[2] > 2 * 10**10
+
+
 def test_nf4_shrinks_the_linear_layers_to_a_quarter_and_nothing_else() -> None:
     bf16, nf4 = weight_bytes(SMOL, "none"), weight_bytes(SMOL, "nf4")
     assert bf16 == SMOL.parameters * 2
@@ -147,8 +235,8 @@ GPU = replace(PLAN, device="cuda")
 
 
 def chosen(gib: float, **changes: Any) -> Any:
-    values: dict[str, Any] = {"batch_tokens": 16_384, "longest_row": 4096}
-    return choose(LLAMA_8B, GPU, round(gib * GIB), **(values | changes))
+    values: dict[str, Any] = {"batch_tokens": 16_384, "longest_row": 4096, "plan": GPU}
+    return choose(LLAMA_8B, available_bytes=round(gib * GIB), **(values | changes))
 
 
 def test_a_large_card_needs_neither_nf4_nor_recomputing() -> None:

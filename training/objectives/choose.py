@@ -72,7 +72,8 @@ def _on_policy(
     rows = [row for unit in everything for row in unit.rows]
     prompts = {}
     if distil.prompt == "full" or (distil.prompt == "auto" and teacher.adapter is None):
-        prompts = {row.id: row.token_ids[: row.learnt[0][0]] for row in asked_in_full(rows, examples, own)}
+        both = zip(rows, asked_in_full(rows, examples, own), strict=True)
+        prompts = {row.id: asked.token_ids[: asked.learnt[0][0]] for row, asked in both if asked is not row}
     longest = max(row.longest_turn for row in rows)
     writing = Writing(
         generated=distil.generated,

@@ -23,6 +23,7 @@ from potstill.records import Json
 
 from ..batch import Batch, target_log_probs, token_scores
 from ..packing import Unit
+from ..parity import refuse_unlike
 from ..rows import Row
 from .answers import Answers
 
@@ -72,7 +73,10 @@ class OnPolicy(Answers):
         seed: int,
         prompts: Mapping[str, list[int]] | None = None,
     ) -> None:
-        """`prompts`: the teacher's own prompt of each row by id, where it is asked with another than the student."""
+        """`prompts`: the teacher's own prompt of each row by id, where it is asked with another than the student.
+
+        A prompt ends where the row's only answer begins; a conversation, whose turns are learnt from inside, has none.
+        """
         super().__init__(units)
         self.load, self.writing, self.share, self.beta, self.seed = load, writing, share, beta, seed
         self.prompts = prompts or {}
@@ -85,6 +89,7 @@ class OnPolicy(Answers):
         """Load the teacher."""
         with torch.random.fork_rng():
             self._teacher = self.load()
+        refuse_unlike(self._teacher, [row for unit in units for row in unit.rows], "train.distil.teacher")
 
     def generate(self, model: Any, units: Sequence[Unit], step: int) -> list[Unit]:
         """The units of a step as they are learnt from: as they stand, or with answers that the student wrote."""

@@ -16,6 +16,7 @@ from potstill.errors import DamagedInput
 from potstill.manifest import sha256_json, write_atomically
 from potstill.progress import track
 
+from ..memory import REFERENCE_TOKENS
 from ..packing import Unit, micro_batches
 from ..rows import Row
 from ..weights import device_of, trained_weights
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ..batch import Batch
 
 FILE = "reference.json"
-TOKENS_AT_ONCE = 4096
 
 
 def reference_logprobs(model: Any, rows: Sequence[Row], folder: Path) -> dict[str, float]:
@@ -55,7 +55,7 @@ def logprobs(model: Any, rows: Sequence[Row], what: str | None = None) -> list[f
     was_training = model.training
     model.eval()
     found: list[float] = []
-    groups = micro_batches([Unit(row.id, (row,)) for row in rows], TOKENS_AT_ONCE)
+    groups = micro_batches([Unit(row.id, (row,)) for row in rows], REFERENCE_TOKENS)
     with torch.no_grad():
         for group in track(groups, what, len(groups), "batches") if what else groups:
             batch = Batch.of(group, device_of(model))

@@ -137,7 +137,7 @@ def training_text(ahead: Json, *, colour: bool) -> list[str]:
 def _dropped(ahead: Json) -> list[str]:
     """No row is ever cut short: what is too long for the window is left out whole."""
     long = ahead["rows_too_long"]
-    shown = f" ({', '.join(long[:3])}{', ...' if len(long) > 3 else ''})" if long else ""
+    shown = f" (longest: {', '.join(long[:3])}{', ...' if len(long) > 3 else ''})" if long else ""
     lines = [f"  0 rows truncated, {len(long):,} dropped as longer than the window{shown}"]
     return lines + [f"  {count:,} dropped by distill: {why}" for why, count in ahead["rows_dropped_before"].items()]
 
@@ -170,8 +170,13 @@ def _needs(forecast: Json) -> list[str]:
     lines += [f"licence of {forecast['base_model']}: {forecast['licence']}"] if forecast["licence"] else []
     if parts is None:
         why = forecast.get("why_no_memory", "the base is neither on this machine nor among the known ones")
-        return [*lines, f"memory: not estimated: {why}"]
-    lines.append(f"memory of {'one card' if forecast['choice'] else 'the process'}, estimated:")
+        lines.append(f"memory: not estimated: {why}")
+        if "why_no_memory" in forecast:
+            lines.append("training: refused at its start where packing changes the logits (an unknown architecture)")
+        return lines
+    where = "one card" if forecast["choice"] else "the process"
+    phase = " in the second phase (train.then)" if forecast.get("phase") == "then" else ""
+    lines.append(f"memory of {where}{phase}, estimated:")
     named = sorted(((size, name) for name, size in parts.items() if name != "total" and size), reverse=True)
     lines += [f"  {name:<12} {size / MIB:>9,.0f} MiB" for size, name in [*named, (parts["total"], "total")]]
     return lines + ([f"chosen: {forecast['choice']['text']}"] if forecast["choice"] else [])
