@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .fused import turning
+from .fused import packed
 
 NAME = "potstill_rows"
 FLASH = "flash_attention_2"  # transformers' name of it
@@ -214,7 +214,7 @@ def rows_apart(model: Any, row_lengths: tuple[int, ...]) -> Iterator[dict[str, A
     for each in configs:
         each._attn_implementation = chosen
     try:
-        with turning(model):
+        with packed(model):
             yield arguments
     finally:
         for each, name in zip(configs, before, strict=True):

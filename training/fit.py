@@ -18,7 +18,7 @@ from potstill.trained import save_trained
 from . import processes
 from .batch import inner_of
 from .forecast import CPU_MICRO_TOKENS, Way, units_of, way_here
-from .fused import fuse
+from .fused import can_compile, fuse
 from .kernels import put_in
 from .loop import Plan, train
 from .model import student, whole
@@ -63,10 +63,10 @@ def fit(
     way = processes.by_first(
         lambda: way_here(settings, base, rows, held, resolved_quantization(settings), folder, judged)
     )
-    model = make_student(settings, base, way.quantization)
-    refuse_unlike(model, rows.rows, f"base_model: {shared.base_model}")
-    if way.fused:
+    model = make_student(settings, base, way.quantization, way.copied)
+    if way.fused and can_compile():
         say(f"{fuse(inner_of(model))} modules work by compiled loops")
+    refuse_unlike(model, rows.rows, f"base_model: {shared.base_model}")
     if way.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
     score = Scorer(shared, model, tokenizer, validation, settings.score_rows, Contract.read(out))
@@ -124,8 +124,8 @@ def learn_answers(
     }
 
 
-def make_student(settings: Settings, base: Path, quantization: Any) -> Any:
-    """The model that the recipe asks for, ready to be trained."""
+def make_student(settings: Settings, base: Path, quantization: Any, copied: bool = True) -> Any:
+    """The model that the recipe asks for, ready to be trained; `copied`: an NF4 base on a CPU has a copy in bf16."""
     if settings.method == "full":
         made = whole(base, seed=settings.seed)
         put_in(settings, made)
@@ -140,6 +140,7 @@ def make_student(settings: Settings, base: Path, quantization: Any) -> Any:
         variant=settings.lora.variant,
         seed=settings.seed,
         shardable=sharded,
+        lean=copied,
     )
     put_in(settings, made)
     return processes.shard(made) if sharded else made

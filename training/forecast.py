@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from potstill.errors import PotstillError
+from potstill.free_memory import free_bytes
 from potstill.gguf_layout import EXPORTED_FAMILIES
 from potstill.known_bases import KNOWN
 from potstill.manifest import read_manifest, write_atomically
@@ -22,7 +23,7 @@ from potstill.stage import Shared
 
 from . import processes
 from .distil import is_adapter
-from .memory import REFERENCE_TOKENS, Loss, StepPlan, described
+from .memory import BF16, REFERENCE_TOKENS, Loss, StepPlan, described
 from .memory_choice import Choice, card_bytes, choose, larger
 from .packing import Stream, Unit, micro_batches
 
@@ -33,18 +34,23 @@ if TYPE_CHECKING:
 
 ASSUMED_LEARNT_SHARE = 0.25  # of the tokens, as long as no dataset says it: chat rows lie between 0.1 and 0.4
 CHOSEN = "way.json"
+ROOM = 1.5  # times the bf16 copy of an NF4 base: what else a step needs stands beside it
 CPU_MICRO_TOKENS = 4096  # on a CPU larger products are no faster
 COUNTED_ROWS = 4_000_000  # rows whose steps are counted one by one: seconds
 
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """How a step is done: quantisation of the base, recomputing of activations, tokens a micro-batch, compiling."""
+    """How a step is done: quantisation of the base, recomputing of activations, tokens a micro-batch.
+
+    On a CPU also whether loops are compiled (fused.py), and whether an NF4 base has a copy in bf16.
+    """
 
     quantization: Literal["none", "nf4"]
     checkpointing: bool
     micro_tokens: int
     fused: bool = False
+    copied: bool = True
 
 
 def forecast(
@@ -225,12 +231,15 @@ def way_here(
     a run that goes on does so in the same way, however much of the card others have taken meanwhile.
     """
     plain = Way(quantization, settings.activation_checkpointing == "on", settings.micro_tokens or CPU_MICRO_TOKENS)
-    card = card_bytes(None)
-    if card is None:
-        return replace(plain, fused=fused_here(settings, rows))
     chosen_before = folder / CHOSEN
     if chosen_before.is_file():
         return Way(**json.loads(chosen_before.read_text()))
+    card = card_bytes(None)
+    if card is None:
+        way = replace(plain, fused=fused_here(settings, rows), copied=quantization == "none" or room_for_copy(base))
+        if way != plain:
+            keep_way(chosen_before, way)
+        return way
     try:
         shape = shape_of(str(base))
     except PotstillError as fault:
@@ -241,9 +250,32 @@ def way_here(
     chosen = choose_for(settings, shape, first, card, then_plan_of(settings, first, judged))
     say(chosen.to_text())
     way = Way(chosen.quantization, chosen.checkpointing, chosen.micro_tokens)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(chosen_before, json.dumps(asdict(way)).encode())
+    keep_way(chosen_before, way)
     return way
+
+
+def keep_way(place: Path, way: Way) -> None:
+    """Write down what was chosen, for a run that goes on."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(place, json.dumps(asdict(way)).encode())
+
+
+def room_for_copy(base: Path) -> bool:
+    """Whether a bf16 copy of an NF4 base fits beside it: on a CPU dequantising at every use costs more than memory."""
+    try:
+        shape = shape_of(str(base))
+    except PotstillError:
+        shape = None
+    free = free_bytes()
+    need = ROOM * BF16 * shape.linear_parameters * processes.count() if shape else 0
+    if free is None or free >= need:
+        say("nf4: dequantised once into bf16, the values stay NF4's: on a CPU memory is dearer saved than used")
+        return True
+    say(
+        f"nf4: dequantised anew at every use, which is slower: its copy in bf16, and room to work in, need "
+        f"{need / 2**20:,.0f} MiB, {free / 2**20:,.0f} MiB are free"
+    )
+    return False
 
 
 def fused_here(settings: Settings, rows: Tokenised) -> bool:
@@ -251,6 +283,8 @@ def fused_here(settings: Settings, rows: Tokenised) -> bool:
     from .fused import can_compile, worth_it
 
     if processes.count() > 1 or settings.compile is False:
+        if settings.compile is True:
+            say("train.compile: not used by several processes on a CPU")
         return False
     if settings.compile is True:
         return can_compile()

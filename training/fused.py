@@ -5,6 +5,9 @@ one of which reads and writes its whole tensor; where matrix products are fast t
 `torch.compile` makes one loop of each. Only these are compiled: around them the rows differ at every step, which no
 compiled graph survives. The results are the same up to rounding (a test holds them together).
 
+Only packed rows go through them (`packed`), as [tokens, width]: of each loop one variant is compiled whatever came
+first, so that a resumed run, which begins elsewhere, has the same bits. Generation keeps the operations that it had.
+
 Compiling needs a C++ compiler and takes some twenty seconds, so that short trainings go without (`worth_it`).
 """
 
@@ -23,7 +26,8 @@ from potstill.progress import say
 
 from .lean import eps_of, silu_class, times
 
-WORTH_TOKENS = 200_000  # learnt from in all: at some hundred a second these save what the compiler takes
+WORTH_TOKENS = 200_000  # of all rows and epochs: at some hundred a second these save what the compiler takes
+VARIANTS = 64  # of a loop in one process, of several models: past so many torch would go on uncompiled without a word
 
 
 def _norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -38,7 +42,7 @@ def _norm_to_input(grad: Tensor, x: Tensor, weight: Tensor, inverse: Tensor) -> 
 
 
 def _norm_to_weight(grad: Tensor, x: Tensor, inverse: Tensor) -> Tensor:
-    return (grad.float() * x.float() * inverse).flatten(0, -2).sum(0)
+    return (grad.float() * x.float() * inverse).sum(0)
 
 
 def _gate(gate: Tensor, up: Tensor) -> Tensor:
@@ -83,7 +87,15 @@ def _score_back(grad: Tensor, logits: Tensor, total: Tensor, targets: Tensor) ->
 
 @cache
 def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    import torch._dynamo
+
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
     return torch.compile(function, dynamic=True)
+
+
+def _flat(x: Tensor) -> Tensor:
+    """[tokens, width]: a loop of two dimensions alone."""
+    return x.detach().reshape(-1, x.shape[-1])
 
 
 class _Norm(torch.autograd.Function):
@@ -91,15 +103,17 @@ class _Norm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        y, inverse = _compiled(_norm)(x, weight, eps)
-        ctx.save_for_backward(x, weight, inverse)
-        return y  # type: ignore[no-any-return]
+        flat, weight = _flat(x), weight.detach()
+        y, inverse = _compiled(_norm)(flat, weight, eps)
+        ctx.save_for_backward(flat, weight, inverse)
+        return y.view(x.shape)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
         x, weight, inverse = ctx.saved_tensors
-        to_weight = _compiled(_norm_to_weight)(grad, x, inverse) if ctx.needs_input_grad[1] else None
-        return _compiled(_norm_to_input)(grad, x, weight, inverse), to_weight, None
+        flat = _flat(grad)
+        to_weight = _compiled(_norm_to_weight)(flat, x, inverse) if ctx.needs_input_grad[1] else None
+        return _compiled(_norm_to_input)(flat, x, weight, inverse).view(grad.shape), to_weight, None
 
 
 class _Gate(torch.autograd.Function):
@@ -107,12 +121,14 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
-        ctx.save_for_backward(gate, up)
-        return _compiled(_gate)(gate, up)  # type: ignore[no-any-return]
+        flat = _flat(gate), _flat(up)
+        ctx.save_for_backward(*flat)
+        return _compiled(_gate)(*flat).view(gate.shape)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        return _compiled(_gate_back)(grad, *ctx.saved_tensors)
+        to_gate, to_up = _compiled(_gate_back)(_flat(grad), *ctx.saved_tensors)
+        return to_gate.view(grad.shape), to_up.view(grad.shape)
 
 
 class _Rotary(torch.autograd.Function):
@@ -122,7 +138,7 @@ class _Rotary(torch.autograd.Function):
     def forward(ctx: Any, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Any:
         ctx.save_for_backward(cos, sin)
         turn = _compiled(_turn)
-        return turn(q, cos, sin), turn(k, cos, sin)
+        return turn(q.detach(), cos, sin), turn(k.detach(), cos, sin)
 
     @staticmethod
     def backward(ctx: Any, to_q: Tensor, to_k: Tensor) -> Any:
@@ -135,6 +151,7 @@ class _Scores(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, targets: Tensor) -> Any:
+        logits = logits.detach()
         found, total, first = _compiled(_score)(logits, targets)
         ctx.save_for_backward(logits, total, targets)
         ctx.mark_non_differentiable(first)
@@ -191,8 +208,15 @@ def fuse(inner: Any) -> int:
     return changed
 
 
+_packing = False  # whether packed rows are what goes through a model just now
+
+
 def _gated(module: Any) -> Any:
+    before = module.forward
+
     def forward(x: Tensor) -> Tensor:
+        if not _packing:
+            return before(x)  # type: ignore[no-any-return]
         return module.down_proj(_Gate.apply(module.gate_proj(x), module.up_proj(x)))  # type: ignore[no-any-return, no-untyped-call]
 
     return forward
@@ -201,8 +225,11 @@ def _gated(module: Any) -> Any:
 def _normed(module: Any, plus: float) -> Any:
     eps = eps_of(module)
     frozen = None if module.weight.requires_grad else module.weight.detach().float() + plus
+    before = module.forward
 
     def forward(x: Tensor) -> Tensor:
+        if not _packing:
+            return before(x)  # type: ignore[no-any-return]
         weight = module.weight.float() + plus if frozen is None else frozen
         return _Norm.apply(x, weight, eps)  # type: ignore[no-any-return, no-untyped-call]
 
@@ -210,28 +237,35 @@ def _normed(module: Any, plus: float) -> Any:
 
 
 @contextmanager
-def turning(inner: Any) -> Iterator[None]:
-    """Within, a fused model's queries and keys are turned by our loop: transformers calls a function of its module."""
-    place = getattr(inner, "potstill_rotary", None)
-    if place is None:
-        yield
-        return
-    theirs = place.apply_rotary_pos_emb
-    place.apply_rotary_pos_emb = _rotary
+def packed(inner: Any) -> Iterator[None]:
+    """Within, a fused model computes by the loops; queries and keys too, by a function of transformers' module."""
+    global _packing
+    place, before = getattr(inner, "potstill_rotary", None), _packing
+    theirs = getattr(place, "apply_rotary_pos_emb", None)
+
+    def turned(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *rest: Any, **named: Any) -> Any:
+        whole = cos.shape[-1] == q.shape[-1] and not rest
+        return (_rotary if whole else theirs)(q, k, cos, sin, *rest, **named)  # type: ignore[misc]
+
+    _packing = getattr(inner, "potstill_fused", False)
     try:
+        if place is not None:
+            place.apply_rotary_pos_emb = turned
         yield
     finally:
-        place.apply_rotary_pos_emb = theirs
+        _packing = before
+        if place is not None:
+            place.apply_rotary_pos_emb = theirs
 
 
 def _rotary_place(inner: Any) -> Any:
     """The transformers module whose apply_rotary_pos_emb turns this model's queries and keys as ours does, or None."""
-    attention = getattr(inner.get_decoder().layers[0], "self_attn", None)
+    layers = getattr(inner.get_decoder(), "layers", None) or [None]
+    attention = getattr(layers[0], "self_attn", None)
     place = sys.modules.get(type(attention).__module__)
     theirs = getattr(place, "apply_rotary_pos_emb", None)
     head = getattr(attention, "head_dim", None)
-    whole = getattr(inner.config.get_text_config(), "partial_rotary_factor", None) in (None, 1, 1.0)
-    if theirs is None or not whole or not isinstance(head, int):
+    if theirs is None or not isinstance(head, int):
         return None
     draw = torch.Generator().manual_seed(0)
     shapes = (1, 2, 3, head), (1, 1, 3, head), (1, 3, head), (1, 3, head)

@@ -5,18 +5,14 @@ Of a base that also sees images, only what reads and writes text is trained: its
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any, Literal
 
 from potstill import models
-from potstill.free_memory import free_bytes
-from potstill.progress import say
 
 from .lean import make_lean
 
 Adapter = Literal["lora", "rslora", "dora"]
-ROOM = 1.5  # times the copy: what else a step needs stands beside it
 
 
 def student(
@@ -60,26 +56,9 @@ def student(
         use_dora=variant == "dora",
     )
     model = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
-    if lean and not shardable and not torch.cuda.is_available() and _has_room(model, quantization):
+    if lean and not shardable and not torch.cuda.is_available():
         make_lean(model)
     return model
-
-
-def _has_room(model: Any, quantization: Literal["none", "nf4"]) -> bool:
-    """Whether a bf16 copy of an NF4 base fits beside it: on a CPU dequantising at every use costs more than memory."""
-    if quantization == "none":
-        return True
-    quantised = (each.weight for each in model.modules() if hasattr(getattr(each, "weight", None), "quant_state"))
-    need = sum(2 * math.prod(weight.quant_state.shape) for weight in quantised)
-    free = free_bytes()
-    if free is None or free >= ROOM * need:
-        say("nf4: dequantised once into bf16, the values stay NF4's: on a CPU memory is dearer saved than used")
-        return True
-    say(
-        f"nf4: dequantised anew at every use, which is slower: its copy in bf16 needs {need / 2**20:,.0f} MiB and room "
-        f"to work in, {free / 2**20:,.0f} MiB are free"
-    )
-    return False
 
 
 def whole(base: Path, *, seed: int) -> Any:

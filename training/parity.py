@@ -38,7 +38,7 @@ def refuse_unlike(model: Any, rows: Sequence[Row], name: str) -> None:
     kind = inner_of(model).config.model_type
     try:
         apart = _furthest(model, _short(rows))
-    except (AttributeError, KeyError, TypeError, ValueError) as fault:
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as fault:
         raise PotstillError(
             f"{name}: architecture {kind!r} cannot be trained: its layers do not take rows that stand behind each "
             f"other ({type(fault).__name__}: {fault}); {INSTEAD}"

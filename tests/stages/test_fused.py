@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,13 +14,13 @@ import torch
 from potstill import models
 from tests.stages.datasets import dataset_folder
 from tests.stages.processes_child import units
-from tests.stages.test_training import example, losses, settings_with, trained
+from tests.stages.test_training import ROOT, example, losses, settings_with
+from tests.stages.tiny_families import tiny_family
 from tests.stages.tiny_llama import tiny_base
 from training import forecast, fused
 from training.attention import rows_apart
 from training.batch import Batch, inner_of, target_log_probs, token_scores
 from training.model import student
-from training.optimizer import MasterAdamW
 
 
 @pytest.fixture(scope="module")
@@ -112,11 +114,40 @@ def test_outside_of_a_step_transformers_turns_queries_as_before(
     assert modeling_llama.apply_rotary_pos_emb is theirs
 
 
-def test_only_a_part_of_the_head_that_is_turned_is_left_to_transformers(base: models.Base) -> None:
-    model = models.load_float(base.path, dtype="float32")
-    model.config.partial_rotary_factor = 0.5
-    fused.fuse(model)
-    assert model.potstill_rotary is None
+@pytest.mark.parametrize("family", ["qwen3", "gemma3", "phi3", "gpt2"])
+def test_other_families_give_the_same_scores_whatever_of_them_is_fused(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Phi 3 turns a part of each head, GPT-2 has neither rotary embeddings, nor gate, nor RMSNorm."""
+    monkeypatch.setattr(fused, "_compiled", as_written)
+    batch = Batch.of(units(9, 0))
+    model = other(family, tmp_path)
+    wanted = scored(model, batch)
+    model.zero_grad(set_to_none=True)
+    assert (fused.fuse(model) > 0) is (family != "gpt2")
+    found = scored(model, batch)
+    torch.testing.assert_close(found[0], wanted[0], atol=1e-4, rtol=1e-4)
+    for name, each in wanted[2].items():
+        torch.testing.assert_close(found[2][name], each, atol=1e-3, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def other(family: str, folder: Path) -> Any:
+    """A tiny model in float32."""
+    import transformers
+
+    if family in ("qwen3", "gemma3"):
+        return models.load_float(tiny_family(family, folder / family).path, dtype="float32")
+    torch.manual_seed(0)
+    if family == "gpt2":
+        config: Any = transformers.GPT2Config(vocab_size=512, n_embd=32, n_layer=2, n_head=2, n_positions=512)
+        config._attn_implementation = "eager"
+        return transformers.GPT2LMHeadModel(config).eval()
+    config = transformers.Phi3Config(
+        vocab_size=512, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, pad_token_id=0, eos_token_id=2, bos_token_id=1,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5},
+    )  # fmt: skip
+    return transformers.Phi3ForCausalLM(config).float()
 
 
 @pytest.mark.parametrize(
@@ -153,28 +184,46 @@ def test_a_machine_that_cannot_compile_says_why_and_goes_on(
     assert "InvalidCxxCompiler: no g++)" in capsys.readouterr().err
 
 
+RUN = """
+import sys
+from pathlib import Path
+import torch
+torch._dynamo.config.fail_on_recompile_limit_hit = True
+from potstill import models
+from tests.stages import test_training as t
+dataset, out, most = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
+base = models.resolve_base(sys.argv[1], out.parent)
+steps, step = [0], MasterAdamW.step
+def cut_off(optimizer, rate, limit):
+    steps[0] += 1
+    if steps[0] == most:
+        sys.exit(7)
+    return step(optimizer, rate, limit)
+MasterAdamW.step = cut_off
+t.trained(base, dataset, out, compile=True, checkpoint_steps=3, learning_rate=1e-3)
+"""
+
+
 @pytest.mark.slow
-def test_a_run_with_compiled_loops_goes_on_with_the_same_bits(
-    base: models.Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("family", "changes"), [("llama", {}), ("qwen3", {"hidden_size": 1024})])
+def test_a_run_with_compiled_loops_goes_on_in_another_process_with_the_same_bits(
+    family: str, changes: dict[str, int], tmp_path: Path
 ) -> None:
+    """It begins with a step where the whole run began with an evaluation: what is compiled must not depend on it."""
     if not fused.can_compile():
         pytest.skip("no C++ compiler is at hand")
+    base = tiny_family(family, tmp_path / "base", **changes)
     train, held = [example(at) for at in range(90)], [example(at) for at in range(300, 315)]
     dataset = dataset_folder(tmp_path / "dataset", train, held)
-    settings = {"compile": True, "checkpoint_steps": 3}
-    trained(base, dataset, tmp_path / "whole", **settings)
-    steps, step = [0], MasterAdamW.step
 
-    def cut_off(optimizer: MasterAdamW, rate: float, limit: float) -> float:
-        steps[0] += 1
-        if steps[0] == 11:
-            raise ConnectionAbortedError("the power is gone")
-        return step(optimizer, rate, limit)
+    def run(name: str, most: int) -> int:
+        words = [sys.executable, "-c", RUN, str(base.path), str(dataset), str(tmp_path / name), str(most)]
+        done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode in (0, 7), done.stderr[-3000:]
+        return done.returncode
 
-    monkeypatch.setattr(MasterAdamW, "step", cut_off)
-    with pytest.raises(ConnectionAbortedError):
-        trained(base, dataset, tmp_path / "cut", **settings)
-    monkeypatch.setattr(MasterAdamW, "step", step)
-    trained(base, dataset, tmp_path / "cut", **settings)
+    assert run("whole", -1) == 0
+    assert run("cut", 11) == 7
+    assert run("cut", -1) == 0
     assert losses(tmp_path / "cut") == losses(tmp_path / "whole")
     assert len(losses(tmp_path / "cut")) > 11

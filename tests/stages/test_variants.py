@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import peft
@@ -21,8 +22,9 @@ from potstill.model_shape import shape_of
 from tests.stages.test_training import base, dataset, settings_with, shared_for
 from tests.stages.test_training import trained as train
 from tests.stages.tiny_families import tiny_gemma3_that_sees
-from training import full, model
+from training import forecast, full, model
 from training.batch import Batch, token_scores
+from training.fit import make_student
 from training.loop import gradient, held_out_loss
 from training.memory import StepPlan, trained_parameters
 from training.objectives.answers import Answers
@@ -217,19 +219,25 @@ def test_an_evaluation_does_not_change_the_gradients_of_an_nf4_base(variant: Any
 
 
 @pytest.mark.parametrize("free", [2**40, 1000, None])
-def test_an_nf4_base_is_dequantised_once_where_there_is_room_and_gives_the_same_scores_without(
-    free: int | None, base: models.Base, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_an_nf4_base_is_dequantised_once_where_there_is_room_and_goes_on_as_it_began(
+    free: int | None, base: models.Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
+    rows: Any = SimpleNamespace(tokens=100)
+    chosen = []
+    for answer in (free, 2**40):
+        monkeypatch.setattr(forecast, "free_bytes", lambda answer=answer: answer)
+        chosen.append(
+            forecast.way_here(settings_with(quantization="nf4"), base.path, rows, rows, "nf4", tmp_path / "checkpoints")
+        )
+    said = capsys.readouterr().err
+    assert [way.copied for way in chosen] == 2 * [free != 1000]
+    assert ("dequantised anew at every use, which is slower" in said) is (free == 1000)
+
+
+def test_an_nf4_base_without_a_copy_gives_the_same_scores(base: models.Base) -> None:
     rows = [Row(f"r{at}", tuple(range(3 + at, 40 + at)), ((5, 37),)) for at in range(4)]
     batch = Batch.of([Unit(row.id, (row,)) for row in rows])
-    made = []
-    for answer in (None, free):
-        monkeypatch.setattr(model, "free_bytes", lambda answer=answer: answer)
-        capsys.readouterr()
-        made.append(model.student(base.path, quantization="nf4", rank=4, alpha=16, dropout=0.0, seed=1))
-    said = capsys.readouterr().err
-    assert ("dequantised anew at every use, which is slower" in said) is (free == 1000)
-    assert ("dequantised once" in said) is (free != 1000)
+    made = [make_student(settings_with(quantization="nf4"), base.path, "nf4", copied) for copied in (True, False)]
     with torch.no_grad():
         reference, found = (token_scores(each, batch)[0] for each in made)
-    assert (found - reference).abs().max() < 0.1  # bf16, rounded at other places
+    assert 0 < (found - reference).abs().max() < 0.1  # bf16, rounded at other places
