@@ -191,6 +191,7 @@ import torch
 torch._dynamo.config.fail_on_recompile_limit_hit = True
 from potstill import models
 from tests.stages import test_training as t
+from training.optimizer import MasterAdamW
 dataset, out, most = Path(sys.argv[2]), Path(sys.argv[3]), int(sys.argv[4])
 base = models.resolve_base(sys.argv[1], out.parent)
 steps, step = [0], MasterAdamW.step
