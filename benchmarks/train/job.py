@@ -22,6 +22,7 @@ class Job:
 
     With `batches`, step n takes exactly the rows `batches[n]`, and the adapter starts from the weights in `adapter`
     (the first to come writes them), so that candidates can be laid over each other. Without, each composes its own.
+    `compiled`: our side works by compiled loops, as it does by itself where a training is long.
     """
 
     candidate: str
@@ -40,6 +41,7 @@ class Job:
     seed: int = 0
     does: Literal["train", "packed_loss"] = "train"
     product_s: float = 0.4
+    compiled: bool = False
 
     @staticmethod
     def read(path: Path) -> Job:

@@ -61,7 +61,19 @@ def student(job: Job) -> Any:
         make_lean(model)  # after the cast: it holds on to the weights as they are
     if job.adapter is not None:
         same_start(model, Path(job.adapter))
+    if job.compiled:
+        compile_loops(model)
     return model
+
+
+def compile_loops(model: Any) -> None:
+    """What the stage does where a training is long; raises RuntimeError on a machine that cannot."""
+    from training.batch import inner_of
+    from training.fused import can_compile, fuse
+
+    if not can_compile():
+        raise RuntimeError("this machine has no C++ compiler that torch.compile can use")
+    fuse(inner_of(model))
 
 
 def units_of(rows: Sequence[Row]) -> list[Any]:
