@@ -239,6 +239,9 @@ def test_every_kept_checkpoint_finds_the_best_weights_that_it_remembers(tmp_path
     def look(evaluation: int) -> None:
         for path in (folder / "checkpoints").glob("step-*"):
             _, state = checkpoints.read_checkpoint(path)
+            if state["progressed"]["best_loss"] is None:  # nothing was judged yet but the untrained base
+                assert state["progressed"]["evaluated"] <= 0
+                continue
             name = checkpoints.step_name(state["progressed"]["best_step"])
             checkpoints.read_checkpoint(folder / "checkpoints" / "best" / name)
             looked.append(name)
