@@ -58,9 +58,9 @@ def _counter(shared: Shared) -> tuple[Callable[[list[str]], list[int]], str]:
     try:
         from tokenizers import Tokenizer
 
-        from potstill.models import resolve_base
+        from potstill.models import resolve_tokenizer
 
-        base = resolve_base(shared.base_model, shared.cache_dir).path
+        base = resolve_tokenizer(shared.base_model, shared.cache_dir)
         tokenizer = Tokenizer.from_file(str(base / "tokenizer.json"))  # transformers would take seconds to import
     except ModuleNotFoundError as fault:
         say(f"lengths are in characters: {fault.name} is not installed")

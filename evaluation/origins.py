@@ -16,10 +16,15 @@ SETTINGS = ("method", "learning_rate", "epochs", "batch_tokens", "window", "rank
 
 
 def trained_on(manifests: Mapping[Noun, Manifest]) -> Json:
-    """`base`, `rows`, `training` and `settings` of the adapter's manifest, and the seconds that each step took."""
+    """`base`, `rows`, `training` and `settings` of the adapter's manifest, and the seconds that each step took.
+
+    `train_seconds` are of both phases of the training, the other figures of the first.
+    """
     adapter = manifests["adapter"]
     facts, found = adapter.facts, adapter.settings_used.get("settings", {})
     training = facts.get("training") or {}
+    if second := training.get("then"):
+        training = training | {"train_seconds": training["train_seconds"] + second["train_seconds"]}
     return {
         "base": (facts.get("base") or {}).get("spec"),
         "base_digest": (facts.get("base") or {}).get("digest"),

@@ -4,9 +4,8 @@
 
 The child runs the train stage itself with three steps, no scoring and an empty folder that is thrown away, so that
 what is measured is what will run: the same kernels, the same packing, the same memory. It gets the rows of those steps
-alone, and a micro-batch of validation rows: a teacher is asked about no others. A second phase (`then`) is not run, and
-loops are compiled only where `train.compile: true` asks for it: with `auto` a long training on a CPU may be a quarter
-faster than its probe.
+alone, and a micro-batch of validation rows: a teacher is asked about no others. A second phase (`then`) is not run.
+Loops are compiled where the whole training's would be.
 """
 
 from __future__ import annotations
@@ -41,14 +40,18 @@ def probe(settings: Settings, shared: Shared, upstream: Upstream, tokens: int) -
 
     with tempfile.TemporaryDirectory(prefix="potstill-probe-") as scratch:
         say(f"probe: {STEPS} real steps")
-        measured = measure(settings, shared, upstream["dataset"], Path(scratch))
+        measured = measure(settings, shared, upstream["dataset"], Path(scratch), tokens)
     return measured | {"tokens": tokens} | time_and_cost(settings, tokens, measured["tokens_per_second"])
 
 
-def measure(settings: Settings, shared: Shared, dataset: Path, out: Path) -> Json:
-    """Run the train stage for three steps in a new process; returns tokens/s and the peak that it saw of itself."""
+def measure(settings: Settings, shared: Shared, dataset: Path, out: Path, tokens: int = 0) -> Json:
+    """Run the train stage for three steps in a new process; returns tokens/s and the peak that it saw of itself.
+
+    `tokens` of the whole training say whether its loops would be compiled.
+    """
     asked = {
         "settings": shortened(settings),
+        "tokens": tokens,
         "shared": asdict(shared) | {"work_dir": str(shared.work_dir), "recipe_path": None},
         "dataset": str(dataset),
         "out": str(out),
@@ -106,11 +109,22 @@ def train_few(asked: Json) -> Json:
 
     shared: Json = asked["shared"]
     out = Path(asked["out"])
-    settings = run.Settings.model_validate(asked["settings"])
+    settings = compiled_as(run.Settings.model_validate(asked["settings"]), asked["tokens"])
     given = Shared(**(shared | {"work_dir": Path(shared["work_dir"])}))
     with contextlib.suppress(NothingLearned):  # three steps of warm-up need not learn; the log has their times
         run.main(settings, given, {"dataset": Path(asked["dataset"])}, out, few_rows)
     return {"tokens_per_second": speed(out / "trainer_log.jsonl"), "peak_bytes": peak_bytes()}
+
+
+def compiled_as(settings: Settings, tokens: int) -> Settings:
+    """The settings with loops compiled as for so many tokens: three steps alone would go without."""
+    import torch
+
+    from .fused import worth_it
+
+    if settings.compile == "auto" and not torch.cuda.is_available() and worth_it(tokens):
+        return settings.model_copy(update={"compile": True})
+    return settings
 
 
 def speed(log: Path) -> float:

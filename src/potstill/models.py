@@ -157,9 +157,8 @@ def load_float(base: Path, *, dtype: str = "bfloat16", on_cpu: bool = False) -> 
     `on_cpu` leaves it there, where weights of the file's own type stay mapped: processes of a machine share its pages.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, dtype), attn_implementation="sdpa")
+    model = _loaded(base, dtype=getattr(torch, dtype))
     return model.to("cuda" if torch.cuda.is_available() and not on_cpu else "cpu")
 
 
@@ -169,7 +168,7 @@ def load_nf4(base: Path, *, shardable: bool = False) -> Any:
     `shardable` stores the same bytes as bf16: only floating-point weights can be spread over devices.
     """
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     quantised: Any = BitsAndBytesConfig  # untyped in transformers
     config = quantised(
@@ -180,9 +179,22 @@ def load_nf4(base: Path, *, shardable: bool = False) -> Any:
         bnb_4bit_quant_storage=torch.bfloat16 if shardable else torch.uint8,
     )
     device = {"": torch.cuda.current_device()} if torch.cuda.is_available() else {"": "cpu"}
-    return AutoModelForCausalLM.from_pretrained(
-        base, quantization_config=config, dtype=torch.bfloat16, device_map=device, attn_implementation="sdpa"
-    )
+    return _loaded(base, quantization_config=config, dtype=torch.bfloat16, device_map=device)
+
+
+def _loaded(base: Path, **options: Any) -> Any:
+    """transformers' model of a folder; raises PotstillError where it knows none, or none with this attention."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(base, attn_implementation="sdpa", **options)
+    except (ImportError, KeyError, ValueError) as fault:
+        reason = str(fault).partition("\n")[0][:200]
+        raise PotstillError(
+            f"{base} cannot be loaded as a causal language model ({type(fault).__name__}: {reason}); take a base whose "
+            "config.json names a decoder that this transformers knows and gives scaled dot-product attention, such as "
+            "Llama, Qwen or Gemma"
+        ) from fault
 
 
 def prepare_torch() -> None:

@@ -14,11 +14,12 @@ from potstill.errors import PotstillError
 from tests.stages.datasets import dataset_folder
 from tests.stages.test_training import example, settings_with, shared_for
 from tests.stages.tiny_llama import tiny_base
+from training.fused import WORTH_TOKENS
 from training.loop import gradient
 from training.model import student
 from training.objectives.answers import Answers
 from training.packing import Unit
-from training.probe import STEPS, few_rows, probe, shortened, train_few
+from training.probe import STEPS, compiled_as, few_rows, probe, shortened, train_few
 from training.rows import Tokenised, tokenise
 
 
@@ -62,9 +63,9 @@ def test_recomputing_activations_changes_no_gradient(base: models.Base, lean: bo
 def test_a_probe_runs_real_steps_and_leaves_nothing(base: models.Base, dataset: Path, tmp_path: Path) -> None:
     shared = shared_for(base, tmp_path / "work" / "tiny")
     settings = settings_with(machine_usd_per_hour=2.0)
-    found = probe(settings, shared, {"dataset": dataset}, tokens=1_000_000)
+    found = probe(settings, shared, {"dataset": dataset}, tokens=100_000)
     assert found["steps"] == STEPS
-    assert found["hours"] == pytest.approx(1_000_000 / found["tokens_per_second"] / 3600, rel=0.01)
+    assert found["hours"] == pytest.approx(100_000 / found["tokens_per_second"] / 3600, rel=0.01)
     assert found["usd"] == pytest.approx(2.0 * found["hours"], rel=0.01)
     assert 200 * 2**20 < found["peak_bytes"] < 4 * 2**30
     assert not (tmp_path / "work" / "tiny").exists()
@@ -83,13 +84,23 @@ def test_a_probe_asks_a_teacher_about_the_rows_of_its_steps_and_runs_one_phase(
     out.mkdir()
     asked = {
         "settings": shortened(settings), "shared": asdict(shared) | {"work_dir": str(shared.work_dir)},
-        "dataset": str(data), "out": str(out),
+        "dataset": str(data), "out": str(out), "tokens": 0,
     }  # fmt: skip
     assert train_few(asked)["tokens_per_second"] > 0
     told = re.search(r"asking the teacher about (\d+) rows", capsys.readouterr().err)
     assert told is not None
     assert int(told[1]) < 100
     assert not (out / "then_log.jsonl").exists()
+
+
+def test_a_probe_compiles_loops_where_the_whole_training_would(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.fused.can_compile", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert compiled_as(settings_with(), WORTH_TOKENS).compile is True
+    assert compiled_as(settings_with(), WORTH_TOKENS - 1).compile == "auto"
+    assert compiled_as(settings_with(compile=False), WORTH_TOKENS).compile is False
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert compiled_as(settings_with(), WORTH_TOKENS).compile == "auto"
 
 
 def test_a_probe_does_not_judge_the_usable_share_of_a_few_rows() -> None:

@@ -70,6 +70,15 @@ def test_an_architecture_that_packing_changes_is_refused_by_name(name: str) -> N
         refuse_unlike(model, ROWS, "base_model: it")
 
 
+def test_a_base_that_transformers_cannot_load_for_training_is_refused_by_what_it_is(tmp_path: Path) -> None:
+    from transformers import MambaConfig, MambaForCausalLM
+
+    config = MambaConfig(vocab_size=300, hidden_size=32, num_hidden_layers=1, state_size=4)
+    MambaForCausalLM(config).save_pretrained(tmp_path / "mamba")
+    with pytest.raises(PotstillError, match=r"mamba cannot be loaded as a causal language model .* take a base whose"):
+        student(tmp_path / "mamba", quantization="none", rank=4, alpha=8, dropout=0.0, seed=0)
+
+
 def test_a_base_that_cannot_be_trained_is_refused_before_the_first_step(leaky: models.Base, tmp_path: Path) -> None:
     data = dataset_folder(tmp_path / "dataset", [example(at) for at in range(12)])
     with pytest.raises(PotstillError, match=r"'lfm2' .* Llama, Mistral, Qwen"):
