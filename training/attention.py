@@ -111,8 +111,9 @@ class _RowsAttention(torch.autograd.Function):
         places = layout.take.numel()
         padded = grad.new_zeros(places, heads, size).index_copy_(0, layout.place, grad)
         dq, dk, dv = (grad.new_empty(places, n, size) for n in (heads, kv_heads, kv_heads))
+        saved = ctx.saved_tensors  # once: recomputed activations are given out a single time
         for at, bucket in enumerate(layout.buckets):
-            queries, keys, values, weights = ctx.saved_tensors[4 * at : 4 * at + 4]
+            queries, keys, values, weights = saved[4 * at : 4 * at + 4]
             out = _rows(padded, bucket, kv_heads)
             _put(torch.matmul(weights.transpose(1, 2), out), dv, bucket, kv_heads)
             to_weights = torch.matmul(out, values.transpose(1, 2))

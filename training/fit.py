@@ -64,7 +64,7 @@ def fit(
         lambda: way_here(settings, base, rows, held, resolved_quantization(settings), folder, judged)
     )
     model = make_student(settings, base, way.quantization, way.copied)
-    if way.fused and can_compile():
+    if way.fused and device_of(model) == "cpu" and can_compile():
         say(f"{fuse(inner_of(model))} modules work by compiled loops")
     refuse_unlike(model, rows.rows, f"base_model: {shared.base_model}")
     if way.checkpointing:

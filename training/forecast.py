@@ -236,9 +236,9 @@ def way_here(
         return Way(**json.loads(chosen_before.read_text()))
     card = card_bytes(None)
     if card is None:
-        way = replace(plain, fused=fused_here(settings, rows), copied=quantization == "none" or room_for_copy(base))
-        if way != plain:
-            keep_way(chosen_before, way)
+        copied = quantization == "none" or not can_be_copied(settings) or room_for_copy(base)
+        way = replace(plain, fused=fused_here(settings, rows), copied=copied)
+        keep_way(chosen_before, way)
         return way
     try:
         shape = shape_of(str(base))
@@ -258,6 +258,14 @@ def keep_way(place: Path, way: Way) -> None:
     """Write down what was chosen, for a run that goes on."""
     place.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(place, json.dumps(asdict(way)).encode())
+
+
+def can_be_copied(settings: Settings) -> bool:
+    """Whether the adapter is one whose NF4 base lean.py can hold in bf16; says so of the others."""
+    if settings.lora.variant != "dora" and settings.lora.dropout == 0:
+        return True
+    say("nf4: dequantised anew at every use, which is slower: DoRA and dropout know no copy in bf16")
+    return False
 
 
 def room_for_copy(base: Path) -> bool:

@@ -142,8 +142,8 @@ class _Rotary(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, to_q: Tensor, to_k: Tensor) -> Any:
-        back = _compiled(_turn_back)
-        return back(to_q, *ctx.saved_tensors), back(to_k, *ctx.saved_tensors), None, None
+        back, saved = _compiled(_turn_back), ctx.saved_tensors  # once: recomputed, they are given out a single time
+        return back(to_q, *saved), back(to_k, *saved), None, None
 
 
 class _Scores(torch.autograd.Function):

@@ -24,6 +24,7 @@ ROWS, TOKENS = 3, 8  # rows that are compared, and the most tokens of each
 INSTEAD = "take a base of the Llama, Mistral, Qwen, Gemma, Granite or Cohere family"
 # of the norm of the logits: rounding in bf16 comes to 0.01 to 0.07, a missing scale or a leak to 0.7 or more
 APART = 0.3
+COMPILER = ("torch._dynamo", "torch._inductor")  # whose errors say nothing of the model
 
 
 @torch.no_grad()
@@ -38,7 +39,14 @@ def refuse_unlike(model: Any, rows: Sequence[Row], name: str) -> None:
     kind = inner_of(model).config.model_type
     try:
         apart = _furthest(model, _short(rows))
+    except torch.OutOfMemoryError:
+        raise
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as fault:
+        if type(fault).__module__.startswith(COMPILER):
+            raise PotstillError(
+                f"train.compile: a loop cannot be compiled on this machine ({type(fault).__name__}: "
+                f"{str(fault)[:300]}); set train.compile: false"
+            ) from fault
         raise PotstillError(
             f"{name}: architecture {kind!r} cannot be trained: its layers do not take rows that stand behind each "
             f"other ({type(fault).__name__}: {fault}); {INSTEAD}"

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,18 +41,14 @@ def probe(settings: Settings, shared: Shared, upstream: Upstream, tokens: int) -
 
     with tempfile.TemporaryDirectory(prefix="potstill-probe-") as scratch:
         say(f"probe: {STEPS} real steps")
-        measured = measure(settings, shared, upstream["dataset"], Path(scratch), tokens)
+        measured = measure(settings, shared, upstream["dataset"], Path(scratch))
     return measured | {"tokens": tokens} | time_and_cost(settings, tokens, measured["tokens_per_second"])
 
 
-def measure(settings: Settings, shared: Shared, dataset: Path, out: Path, tokens: int = 0) -> Json:
-    """Run the train stage for three steps in a new process; returns tokens/s and the peak that it saw of itself.
-
-    `tokens` of the whole training say whether its loops would be compiled.
-    """
+def measure(settings: Settings, shared: Shared, dataset: Path, out: Path) -> Json:
+    """Run the train stage for three steps in a new process; returns tokens/s and the peak that it saw of itself."""
     asked = {
-        "settings": shortened(settings),
-        "tokens": tokens,
+        "settings": settings.model_dump(mode="json", exclude_unset=True),
         "shared": asdict(shared) | {"work_dir": str(shared.work_dir), "recipe_path": None},
         "dataset": str(dataset),
         "out": str(out),
@@ -69,15 +66,25 @@ def shortened(settings: Settings) -> Json:
     return whole | {"max_steps": STEPS, "evals": 1, "score_rows": 0, "then": None, "distil": distil}
 
 
-def few_rows(settings: Settings, rows: Tokenised, held: Tokenised) -> tuple[Tokenised, Tokenised]:
-    """The rows of the first steps, and validation rows up to a micro-batch."""
-    from .forecast import CPU_MICRO_TOKENS, units_of
+def few_rows(
+    whole: Settings, settings: Settings, rows: Tokenised, held: Tokenised
+) -> tuple[Settings, Tokenised, Tokenised]:
+    """The rows of the first steps, and validation rows up to a micro-batch.
+
+    With the settings, in which loops are compiled as the `whole` training's are: three steps alone would go without.
+    """
+    import torch
+
+    from .forecast import CPU_MICRO_TOKENS, fused_here, units_of
     from .packing import Stream, micro_batches
 
     stream = Stream(units_of(rows), seed=settings.seed, step_tokens=settings.batch_tokens, max_steps=STEPS)
     wanted = {unit.id for at in range(STEPS) for unit in stream.step(at)}
     seen = micro_batches(units_of(held), settings.micro_tokens or CPU_MICRO_TOKENS)[:1]
+    if whole.compile == "auto" and not torch.cuda.is_available():
+        settings = settings.model_copy(update={"compile": fused_here(whole, rows)})
     return (
+        settings,
         replace(rows, rows=[row for row in rows.rows if row.id in wanted]),
         replace(held, rows=[row for units in seen for unit in units for row in unit.rows]),
     )
@@ -109,22 +116,12 @@ def train_few(asked: Json) -> Json:
 
     shared: Json = asked["shared"]
     out = Path(asked["out"])
-    settings = compiled_as(run.Settings.model_validate(asked["settings"]), asked["tokens"])
+    whole = run.Settings.model_validate(asked["settings"])
+    settings = run.Settings.model_validate(shortened(whole))
     given = Shared(**(shared | {"work_dir": Path(shared["work_dir"])}))
     with contextlib.suppress(NothingLearned):  # three steps of warm-up need not learn; the log has their times
-        run.main(settings, given, {"dataset": Path(asked["dataset"])}, out, few_rows)
+        run.main(settings, given, {"dataset": Path(asked["dataset"])}, out, partial(few_rows, whole))
     return {"tokens_per_second": speed(out / "trainer_log.jsonl"), "peak_bytes": peak_bytes()}
-
-
-def compiled_as(settings: Settings, tokens: int) -> Settings:
-    """The settings with loops compiled as for so many tokens: three steps alone would go without."""
-    import torch
-
-    from .fused import worth_it
-
-    if settings.compile == "auto" and not torch.cuda.is_available() and worth_it(tokens):
-        return settings.model_copy(update={"compile": True})
-    return settings
 
 
 def speed(log: Path) -> float:

@@ -114,7 +114,7 @@ class Settings(Section):
         return self
 
 
-Chosen = Callable[[Settings, Tokenised, Tokenised], tuple[Tokenised, Tokenised]]
+Chosen = Callable[[Settings, Tokenised, Tokenised], tuple[Settings, Tokenised, Tokenised]]
 
 
 def inputs(settings: Settings, shared: Shared) -> list[Input]:
@@ -128,7 +128,8 @@ def inputs(settings: Settings, shared: Shared) -> list[Input]:
 def main(settings: Settings, shared: Shared, upstream: Upstream, out: Path, choose: Chosen | None = None) -> Json:
     """Train the student; raises NothingLearned when there is nothing to learn or nothing was learnt.
 
-    `choose` picks the training and validation rows that are used (a probe's few); without it all are.
+    `choose` picks the training and validation rows that are used (a probe's few), and settings for them; without it
+    all are.
     """
     with repeatable(settings.deterministic):
         return make_adapter(settings, shared, upstream, out, choose)
@@ -152,7 +153,7 @@ def make_adapter(settings: Settings, shared: Shared, upstream: Upstream, out: Pa
     judged = judged_of(settings, tokenizer, dataset)
     say_left_out(rows, held, judged, settings.window)
     if choose is not None:
-        rows, held = choose(settings, rows, held)
+        settings, rows, held = choose(settings, rows, held)
 
     if processes.first():
         write_contract(shared, settings, dataset, tokenizer, train, rows, out)

@@ -183,12 +183,23 @@ def load_nf4(base: Path, *, shardable: bool = False) -> Any:
 
 
 def _loaded(base: Path, **options: Any) -> Any:
-    """transformers' model of a folder; raises PotstillError where it knows none, or none with this attention."""
+    """transformers' model of a folder; raises PotstillError where it knows none, none with this attention, or no whole.
+
+    A package that is missing is said as it is.
+    """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
         return AutoModelForCausalLM.from_pretrained(base, attn_implementation="sdpa", **options)
-    except (ImportError, KeyError, ValueError) as fault:
+    except ImportError as fault:
+        raise PotstillError(f"{base} cannot be loaded here: {str(fault).strip()[:400]}") from fault
+    except (OSError, SafetensorError) as fault:
+        raise PotstillError(
+            f"{base} is damaged or not whole: {str(fault).strip()[:400]}; expected config.json and whole .safetensors "
+            "files, fetch or make it again"
+        ) from fault
+    except (KeyError, ValueError) as fault:
         reason = str(fault).partition("\n")[0][:200]
         raise PotstillError(
             f"{base} cannot be loaded as a causal language model ({type(fault).__name__}: {reason}); take a base whose "

@@ -11,16 +11,17 @@ import torch
 
 from potstill import chat, models
 from potstill.errors import PotstillError
+from potstill.records import Json
 from tests.stages.datasets import dataset_folder
 from tests.stages.test_training import example, settings_with, shared_for
 from tests.stages.tiny_llama import tiny_base
-from training.fused import WORTH_TOKENS
+from training.fused import WORTH_TOKENS, fuse
 from training.loop import gradient
 from training.model import student
 from training.objectives.answers import Answers
 from training.packing import Unit
-from training.probe import STEPS, compiled_as, few_rows, probe, shortened, train_few
-from training.rows import Tokenised, tokenise
+from training.probe import STEPS, few_rows, probe, shortened, train_few
+from training.rows import Row, Tokenised, tokenise
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +35,25 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return dataset_folder(tmp_path_factory.mktemp("dataset"), train, held)
 
 
-@pytest.mark.parametrize("lean", [True, False], ids=["lean", "plain"])
-def test_recomputing_activations_changes_no_gradient(base: models.Base, lean: bool) -> None:
-    rows = tokenise(chat.load_tokenizer(base.path), [example(at) for at in range(12)], 128).rows
-    units = [Unit(row.id, (row,)) for row in rows]
+UNLIKE = (20, 9, 300, 20, 31)  # tokens: several buckets of attention, and the library's kernel for the long one
+
+
+@pytest.mark.parametrize("kind", ["lean", "plain", "fused"])
+def test_recomputing_activations_changes_no_gradient(
+    base: models.Base, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.fused._compiled", lambda function: function)
+    lean = kind != "plain"
+    rows = [Row(str(length), [(7 * at + length) % 300 for at in range(length)], ((1, length),)) for length in UNLIKE]
+    units = [Unit(f"{at}", (row,)) for at, row in enumerate(rows)]
     found = []
     for again in (False, True):
         model = student(base.path, quantization="none", rank=4, alpha=8, dropout=0.0, seed=0, lean=lean).train()
         for name, parameter in model.named_parameters():
             if "lora_B" in name:  # zeros would leave nothing to compare
                 torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(1))
+        if kind == "fused":
+            assert fuse(model.get_base_model()) > 0
         if again:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         calls: list[int] = []
@@ -83,8 +93,9 @@ def test_a_probe_asks_a_teacher_about_the_rows_of_its_steps_and_runs_one_phase(
     out = tmp_path / "out"
     out.mkdir()
     asked = {
-        "settings": shortened(settings), "shared": asdict(shared) | {"work_dir": str(shared.work_dir)},
-        "dataset": str(data), "out": str(out), "tokens": 0,
+        "settings": settings.model_dump(mode="json", exclude_unset=True),
+        "shared": asdict(shared) | {"work_dir": str(shared.work_dir)},
+        "dataset": str(data), "out": str(out),
     }  # fmt: skip
     assert train_few(asked)["tokens_per_second"] > 0
     told = re.search(r"asking the teacher about (\d+) rows", capsys.readouterr().err)
@@ -93,14 +104,26 @@ def test_a_probe_asks_a_teacher_about_the_rows_of_its_steps_and_runs_one_phase(
     assert not (out / "then_log.jsonl").exists()
 
 
-def test_a_probe_compiles_loops_where_the_whole_training_would(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("epochs", "then", "compiled"), [(2.0, None, True), (1.0, {"objective": "dpo"}, False)], ids=["long", "short"]
+)
+def test_a_probe_compiles_loops_where_the_whole_training_does(
+    epochs: float, then: Json | None, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What decides are the tokens of the first phase, as in training; a second one adds nothing."""
     monkeypatch.setattr("training.fused.can_compile", lambda: True)
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert compiled_as(settings_with(), WORTH_TOKENS).compile is True
-    assert compiled_as(settings_with(), WORTH_TOKENS - 1).compile == "auto"
-    assert compiled_as(settings_with(compile=False), WORTH_TOKENS).compile is False
+    rows = Tokenised([Row(f"r{at}", [1] * 100, ((2, 100),)) for at in range(WORTH_TOKENS // 200)], [])
+
+    def probed(**changes: object) -> object:
+        whole = settings_with(epochs=epochs, then=then, **changes)
+        return few_rows(whole, type(whole).model_validate(shortened(whole)), rows, rows)[0].compile
+
+    assert probed() is compiled
+    assert probed(compile=False) is False
+    assert probed(max_steps=WORTH_TOKENS // 256 + 1) is True
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    assert compiled_as(settings_with(), WORTH_TOKENS).compile == "auto"
+    assert probed() == "auto"
 
 
 def test_a_probe_does_not_judge_the_usable_share_of_a_few_rows() -> None:
@@ -113,10 +136,10 @@ def test_a_probe_takes_the_rows_of_its_steps_and_a_micro_batch_to_evaluate(base:
     tokenizer = chat.load_tokenizer(base.path)
     rows, held = (tokenise(tokenizer, [example(at) for at in range(count)], 128) for count in (600, 200))
     settings = settings_with(micro_tokens=512)
-    few, seen = few_rows(settings, rows, held)
+    _, few, seen = few_rows(settings, settings, rows, held)
     assert STEPS * 256 * 0.8 < few.tokens <= STEPS * 256
     assert 512 - 128 < seen.tokens <= 512
-    whole, all_held = few_rows(settings, few, Tokenised(held.rows[:3], []))
+    _, whole, all_held = few_rows(settings, settings, few, Tokenised(held.rows[:3], []))
     assert whole.rows == few.rows
     assert all_held.rows == held.rows[:3]
 

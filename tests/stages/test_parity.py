@@ -70,6 +70,37 @@ def test_an_architecture_that_packing_changes_is_refused_by_name(name: str) -> N
         refuse_unlike(model, ROWS, "base_model: it")
 
 
+def test_a_loop_that_cannot_be_compiled_or_memory_that_is_short_is_not_the_architecture_s_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch._inductor.exc import CppCompileError
+
+    model = student(tiny_base(tmp_path / "tiny").path, quantization="none", rank=4, alpha=8, dropout=0.0, seed=0)
+    faults = [CppCompileError(["g++"], "No space left on device"), torch.OutOfMemoryError("CUDA out of memory")]
+
+    def fail(*_: object) -> None:
+        raise faults.pop(0)
+
+    monkeypatch.setattr("training.parity.token_scores", fail)
+    with pytest.raises(PotstillError, match=r"(?s)^train\.compile: .*CppCompileError.*set train.compile: false"):
+        refuse_unlike(model, ROWS, "base_model: it")
+    with pytest.raises(torch.OutOfMemoryError):
+        refuse_unlike(model, ROWS, "base_model: it")
+
+
+@pytest.mark.parametrize(
+    ("file", "left"), [("model.safetensors", None), ("model.safetensors", 40), ("config.json", 40)]
+)
+def test_a_damaged_base_is_said_to_be_damaged(file: str, left: int | None, tmp_path: Path) -> None:
+    place = tiny_base(tmp_path / "tiny").path / file
+    if left is None:
+        place.unlink()
+    else:
+        place.write_bytes(place.read_bytes()[:left])
+    with pytest.raises(PotstillError, match=r"tiny is damaged or not whole: .*expected config.json"):
+        student(place.parent, quantization="none", rank=4, alpha=8, dropout=0.0, seed=0)
+
+
 def test_a_base_that_transformers_cannot_load_for_training_is_refused_by_what_it_is(tmp_path: Path) -> None:
     from transformers import MambaConfig, MambaForCausalLM
 

@@ -25,6 +25,7 @@ from tests.stages.tiny_families import tiny_gemma3_that_sees
 from training import forecast, full, model
 from training.batch import Batch, token_scores
 from training.fit import make_student
+from training.fused import WORTH_TOKENS
 from training.loop import gradient, held_out_loss
 from training.memory import StepPlan, trained_parameters
 from training.objectives.answers import Answers
@@ -224,7 +225,7 @@ def test_an_nf4_base_is_dequantised_once_where_there_is_room_and_goes_on_as_it_b
 ) -> None:
     rows: Any = SimpleNamespace(tokens=100)
     chosen = []
-    for answer in (free, 2**40):
+    for answer in (free, 1000 if free != 1000 else 2**40):
         monkeypatch.setattr(forecast, "free_bytes", lambda answer=answer: answer)
         chosen.append(
             forecast.way_here(settings_with(quantization="nf4"), base.path, rows, rows, "nf4", tmp_path / "checkpoints")
@@ -232,6 +233,27 @@ def test_an_nf4_base_is_dequantised_once_where_there_is_room_and_goes_on_as_it_b
     said = capsys.readouterr().err
     assert [way.copied for way in chosen] == 2 * [free != 1000]
     assert ("dequantised anew at every use, which is slower" in said) is (free == 1000)
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_loops_stay_as_they_were_when_a_run_goes_on(
+    able: bool, base: models.Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: Any = SimpleNamespace(tokens=WORTH_TOKENS)
+    chosen = []
+    for now in (able, not able):
+        monkeypatch.setattr("training.fused.can_compile", lambda now=now: now)
+        chosen.append(forecast.way_here(settings_with(), base.path, rows, rows, "none", tmp_path / "checkpoints"))
+    assert [way.fused for way in chosen] == [able, able]
+
+
+@pytest.mark.parametrize("lora", [{"variant": "dora"}, {"dropout": 0.1}], ids=["dora", "dropout"])
+def test_an_nf4_base_under_an_adapter_that_knows_no_copy_is_said_to_be_dequantised_anew(
+    lora: Any, base: models.Base, tmp_path: Path, capsys: Any
+) -> None:
+    rows: Any = SimpleNamespace(tokens=100)
+    forecast.way_here(settings_with(quantization="nf4", lora=lora), base.path, rows, rows, "nf4", tmp_path)
+    assert "dequantised anew at every use" in capsys.readouterr().err
 
 
 def test_an_nf4_base_without_a_copy_gives_the_same_scores(base: models.Base) -> None:
