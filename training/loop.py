@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class Plan:
 
     `evals` is how often it is evaluated beside the evaluation before its first step. `keep_start`: the weights that the
     phase begins with may be the ones that it leaves (a second phase's are the first one's student; the first one's are
-    the untrained base, which is compared with and never kept).
+    the untrained base, which is compared with and never kept), and nothing that scores lower takes their place.
     """
 
     learning_rate: float
@@ -59,8 +59,8 @@ class Plan:
 class Progressed:
     """What a checkpoint remembers beside weights and random states.
 
-    `best_score` (0 where nothing is scored) and `best_loss` are those of the best evaluation, None before the first;
-    `stale`: evaluations since then; `evaluated`: the step of the last evaluation.
+    `best_score` (0 where nothing is scored), `best_loss` and `best_parts` (the scored rows') are those of the best
+    evaluation, None and empty before the first; `stale`: evaluations since then; `evaluated`: the step of the last one.
     """
 
     step: int = 0
@@ -70,12 +70,20 @@ class Progressed:
     stale: int = 0
     stopped: bool = False
     evaluated: int = -1
+    best_parts: list[dict[str, float]] = field(default_factory=list)
 
-    def beaten_by(self, score: float, loss: float) -> bool:
-        """Whether a score is higher than the best so far, or the same with a lower loss."""
+    def beaten_by(self, found: Score | None, loss: float, *, strictly: bool) -> bool:
+        """Whether an evaluation is better than the best so far: by score beyond chance, else by a lower loss.
+
+        `strictly`: by any higher score, and by a lower loss where the score is the same.
+        """
         if self.best_score is None or self.best_loss is None:
             return True
-        return (score, -loss) > (self.best_score, -self.best_loss)
+        value = found.value if found is not None else 0.0
+        ahead = (value > self.best_score) - (value < self.best_score)
+        if not strictly:
+            ahead = found.beyond_chance(self.best_parts) if found is not None else 0
+        return ahead > 0 or (ahead == 0 and loss < self.best_loss)
 
 
 def train(
@@ -236,11 +244,12 @@ def evaluate(
     watch.evaluated(done.step, {name: value for name, value in values.items() if value is not None})
     if done.step == 0 and not plan.keep_start:
         return
-    value = found.value if found is not None else 0.0
-    if done.beaten_by(value, loss):
+    if done.beaten_by(found, loss, strictly=plan.keep_start):
         if processes.first():
             best.keep(done.step, trained_weights(model))
-        done.best_score, done.best_loss, done.best_step, done.stale = value, loss, done.step, 0
+        done.best_score = found.value if found is not None else 0.0
+        done.best_parts = [dict(each) for each in found.parts] if found is not None else []
+        done.best_loss, done.best_step, done.stale = loss, done.step, 0
     else:
         done.stale += 1
         if plan.patience is not None and done.stale >= plan.patience:

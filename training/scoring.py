@@ -10,21 +10,38 @@ from typing import Any
 from potstill.completers import CompletionRequest
 from potstill.completers.transformers import TransformersCompleter
 from potstill.contract import Contract
-from potstill.intervals import Resampling, estimate
+from potstill.intervals import Resampling, Rows, estimate, paired_difference
 from potstill.records import Example
 from potstill.stage import Shared
+from potstill.tasks.base import Metric
 
 INTERVAL = Resampling(resamples=2000)  # a fifth of a report's: it is drawn at every evaluation
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """The task's primary metric over `rows` generated answers, with a 95 % interval as reports have it."""
+    """The task's primary metric over `rows` generated answers, with a 95 % interval as reports have it.
+
+    `parts` are the rows' components (`Task.score`), `conversations` what each belongs to.
+    """
 
     value: float
     rows: int
     low: float | None = None
     high: float | None = None
+    metric: Metric | None = None
+    parts: Rows = ()
+    conversations: tuple[str, ...] = ()
+
+    def beyond_chance(self, before: Rows) -> int:
+        """1 where this score is surely higher than that of other answers to the same rows, -1 where lower, else 0.
+
+        Surely: the 95 % interval of the paired difference, as reports have it, does not hold 0.
+        """
+        if self.metric is None or len(before) != len(self.parts):
+            return 0
+        found = paired_difference(self.metric, self.parts, before, self.conversations, INTERVAL)
+        return 0 if found is None else (found.low > 0) - (found.high < 0)
 
 
 class Scorer:
@@ -55,8 +72,9 @@ class Scorer:
             parsed = self.task.parse(completion.text, example.tools)
             found.append(self.task.score(parsed.value, self.task.parse(example.answer, example.tools).value))
         self._model.train(was_training)
-        made = estimate(self.task.metrics[0], found, [each.conversation for each in self.examples], INTERVAL)
-        return None if made is None else Score(made.value, made.n, made.low, made.high)
+        metric, conversations = self.task.metrics[0], tuple(each.conversation for each in self.examples)
+        made = estimate(metric, found, conversations, INTERVAL)
+        return None if made is None else Score(made.value, made.n, made.low, made.high, metric, found, conversations)
 
 
 def sample(examples: Sequence[Example], rows: int) -> list[Example]:

@@ -1,4 +1,4 @@
-"""Which evaluation's weights are kept: the best score, then the lowest loss; and when evaluations are due."""
+"""Which evaluation's weights are kept: by score beyond chance, then the lowest loss; and when evaluations are due."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.stages.toy_training import PLAN, toy_model, toy_units, weights_digest
+from tests.stages.toy_training import METRIC, PLAN, scored, toy_model, toy_units, weights_digest
 from training import loop
 from training.loop import Progressed, evaluated_at, train
 from training.objectives.answers import Answers
@@ -38,7 +38,7 @@ def chosen(
 
     def score() -> Score | None:
         value = values[-1][0]
-        return None if value is None else Score(value, 1000)
+        return None if value is None else scored(value, 1000)
 
     stream = Stream(toy_units(0, 24), seed=3, step_tokens=48, max_steps=steps)
     with pytest.MonkeyPatch.context() as patch:
@@ -53,14 +53,18 @@ def chosen(
 @pytest.mark.parametrize(
     ("found", "best"),
     [
-        ([(0.1, 1.0), (0.900, 0.3), (0.902, 0.6), (0.9, 0.2), (0.89, 0.1)], 2),  # a higher score, whatever the loss
+        (
+            [(0.1, 1.0), (0.90, 0.3), (0.92, 0.6), (0.9, 0.2), (0.89, 0.1)],
+            2,
+        ),  # a score surely higher, whatever the loss
         ([(0.1, 1.0), (0.90, 0.3), (0.91, 12.0), (0.90, 0.3), (0.90, 0.3)], 2),  # however overfit
+        ([(0.1, 1.0), (0.900, 0.3), (0.902, 0.6), (0.899, 0.2), (0.89, 0.1)], 3),  # two rows of a thousand are chance
         ([(0.1, 1.0), (0.9, 0.5), (0.9, 0.4), (0.9, 0.45), (0.9, 0.4)], 2),  # the loss between equals, then the first
         ([(None, 1.0), (None, 0.6), (None, 0.5), (None, 0.4), (None, 0.7)], 3),  # the loss alone
         ([(0.9, 0.1), (0.5, 0.3), (0.6, 0.2), (0.4, 0.4), (0.5, 0.5)], 2),  # never the untrained base
     ],
 )
-def test_the_best_score_is_kept_and_the_loss_decides_between_equals(
+def test_the_best_score_is_kept_and_the_loss_decides_where_chance_could(
     found: list[tuple[float | None, float]], best: int, tmp_path: Path
 ) -> None:
     done, digests, left = chosen(tmp_path, found)
@@ -73,6 +77,27 @@ def test_a_second_phase_may_leave_the_weights_that_it_began_with(tmp_path: Path)
     found = [(0.9, 0.1), (0.5, 0.3), (0.6, 0.2), (0.4, 0.4), (0.5, 0.5)]
     done, digests, left = chosen(tmp_path, list(found), keep_start=True)
     assert (done.best_step, left) == (0, digests[0])
+
+
+def test_in_a_second_phase_nothing_that_scores_lower_takes_the_place_of_its_beginning(tmp_path: Path) -> None:
+    found = [(0.900, 0.7), (0.899, 0.1), (0.899, 0.05), (0.900, 0.6), (0.900, 0.65)]
+    done, digests, left = chosen(tmp_path, list(found), keep_start=True)
+    assert (done.best_step, left) == (3, digests[3])
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=40, max_size=120))
+def test_a_score_is_beyond_chance_one_way_alone_and_never_with_less_than_six_rows_between(
+    hits: list[tuple[bool, bool]],
+) -> None:
+    first, second = ([{"hit": float(each[at])} for each in hits] for at in (0, 1))
+    names = tuple(str(at) for at in range(len(hits)))
+    ours, theirs = (Score(0.5, len(hits), None, None, METRIC, parts, names) for parts in (first, second))
+    found = ours.beyond_chance(second)
+    assert found == -theirs.beyond_chance(first)
+    won, lost = (sum(a and not b for a, b in pairs) for pairs in (hits, [(b, a) for a, b in hits]))
+    assert found == 0 or won + lost >= 6
+    assert found in (0, (won > lost) - (won < lost))
+    assert ours.beyond_chance(second[1:]) == 0
 
 
 def test_without_held_out_rows_the_last_step_is_the_one_that_is_named(tmp_path: Path) -> None:
@@ -110,4 +135,5 @@ def test_patience_counts_the_evaluations_without_a_better_one(tmp_path: Path) ->
 
 def test_what_is_remembered_of_the_best_goes_through_json_unchanged() -> None:
     done = Progressed(step=3, best_score=0.1 + 0.2, best_loss=1 / 3, best_step=2, stale=1, evaluated=3)
+    done.best_parts = [{"hit": 1 / 3}, {"hit": 0.0}]
     assert Progressed(**json.loads(json.dumps(loop.asdict(done)))) == done
