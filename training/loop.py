@@ -133,6 +133,8 @@ def train(
                     say(f"asked to end: stopped at step {done.step}; the same command goes on from there")
                     raise KeyboardInterrupt(asked)
                 if done.stopped or done.step == stream.steps:
+                    if asked := processes.agreed(ending[0] if ending else 0):  # during the last evaluation
+                        raise KeyboardInterrupt(asked)
                     break
                 learn(model, objective, stream, plan, watch, optimizer, done)
         take_best(best, model, done)
@@ -307,7 +309,7 @@ def resume(folder: Path, optimizer: MasterAdamW, watch: Watch, run: dict[str, st
     optimizer.load_state(tensors)
     checkpoints.restore_random_states(state["random"])
     done = Progressed(**state["progressed"])
-    watch.recall(done.step)
+    watch.recall(done.step, done.evaluated)
     say(f"going on from {path.name}")
     return done
 

@@ -28,6 +28,7 @@ from potstill.records import Json
 
 from . import checkpoints
 from .packing import Unit
+from .watch import first_and_last
 from .weights import put_weights, trained_weights
 
 if TYPE_CHECKING:
@@ -220,24 +221,29 @@ def refuse_nothing_preferred(lines: list[Json], held: int, chosen: int) -> Json:
     """What was learnt of the preferences, from the log's lines; raises NothingLearned where it is nothing.
 
     DPO begins at ln 2 (IPO at 1 / (2 beta)^2, KTO at half its weights): only a fall from there counts, not that of the
-    cross-entropy that `sft_weight` adds. On held-out rows where they are enough, else on training rows. `chosen` is
-    the step whose weights are taken: its accuracy is what is reported.
+    cross-entropy that `sft_weight` adds. On held-out rows where they are enough, else on training rows, where chance
+    is allowed for and a fall on few held-out rows counts. `chosen` is the step whose weights are taken: its accuracy is
+    what is reported.
     """
     steps = [each for each in lines if "preference_loss" in each]
     evaluated = [each for each in lines if "eval_preference_loss" in each]
     if not any(each["grad_norm"] for each in steps):
         raise NothingLearned("train.then: every gradient was zero: the adapter is not connected to the loss")
-    tenth = max(1, len(steps) // 10)
-    first, last = (sum(each["preference_loss"] for each in part) / tenth for part in (steps[:tenth], steps[-tenth:]))
-    where = "training rows"
-    if len(evaluated) > 1 and held >= ENOUGH_HELD_OUT:
-        first, last = evaluated[0]["eval_preference_loss"], min(each["eval_preference_loss"] for each in evaluated[1:])
-        where = f"{held} held-out rows"
+    first, last, chance = first_and_last([each["preference_loss"] for each in steps])
+    where, end, fell = "training rows", "the end", False
+    if len(evaluated) > 1:
+        before, best = evaluated[0]["eval_preference_loss"], min(e["eval_preference_loss"] for e in evaluated[1:])
+        fell = best < before * (1 - FLAT_SHARE)
+        if held >= ENOUGH_HELD_OUT:
+            first, last, chance, where, end = before, best, 0.0, f"{held} held-out rows", "best"
     if not last < first * (1 - FLAT_SHARE):
-        raise NothingLearned(
-            f"nothing learned from preferences: their loss on {where} was {first:.4f} at the start and {last:.4f} at "
-            "best; raise train.then.learning_rate or train.then.epochs, or leave train.then out"
-        )
+        told = f"their loss on {where} was {first:.4f} at the start and {last:.4f} at {end}"
+        if not fell and first - last + chance < FLAT_SHARE * first:
+            raise NothingLearned(
+                f"nothing learned from preferences: {told}; raise train.then.learning_rate or train.then.epochs, or "
+                "leave train.then out"
+            )
+        say(f"preferences: {told}: of different rows, and too few steps to tell; evaluate will")
     return {"preference_loss_first": first, "preference_loss_best": last, "preference_loss_on": where} | _accuracy(
         [each for each in evaluated if each["step"] == chosen], held
     )

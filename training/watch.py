@@ -7,6 +7,7 @@ import json
 import math
 import os
 import resource
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -151,9 +152,10 @@ class Watch:
             self.eval_losses.append(values["eval_loss"])
             self.evaluations.append(values)
 
-    def recall(self, step: int | None) -> None:
+    def recall(self, step: int | None, evaluated: int | None = None) -> None:
         """Take up the log as far as the checkpoint that is gone on from; drop what came after it (None: everything).
 
+        `evaluated` is the last step whose evaluation the checkpoint knows of: its own step's may come again.
         A line that a kill cut short is dropped too. Seconds and tokens go on from there: the figures are of the whole
         phase, without the steps that were lost and done again.
         """
@@ -164,7 +166,8 @@ class Watch:
                 values = json.loads(line)
             except ValueError:
                 continue
-            if values["step"] <= step:
+            last = evaluated if "eval_loss" in values and evaluated is not None else step
+            if values["step"] <= last:
                 kept.append(line)
                 self._remember(values)
         if len(self.losses) != (step or 0):
@@ -196,17 +199,19 @@ class Watch:
         self.redraw()
         if self.grad_norms and max(self.grad_norms) == 0:
             raise NothingLearned("every gradient was zero: the adapter is not connected to the loss")
+        chance: float | None = None
         if len(self.eval_losses) >= 2:
             first, last, what = self.eval_losses[0], min(self.eval_losses[1:]), "validation loss"
         else:
-            tenth = max(1, len(self.losses) // 10)
-            first, last = sum(self.losses[:tenth]) / tenth, sum(self.losses[-tenth:]) / tenth
+            first, last, chance = first_and_last(self.losses)
             what = "training loss"
         if not last < first * (1 - FLAT_SHARE):
-            raise NothingLearned(
-                f"nothing learned: {what} {first:.4f} at the start, {last:.4f} at best; "
-                "check the answers, raise train.learning_rate or train.epochs"
-            )
+            told = f"{what} {first:.4f} at the start, {last:.4f} at {'the end' if chance is not None else 'best'}"
+            if chance is None or first - last + chance < FLAT_SHARE * first:
+                raise NothingLearned(
+                    f"nothing learned: {told}; check the answers, raise train.learning_rate or train.epochs"
+                )
+            say(f"{told}: of different rows, and too few steps to tell; evaluate will")
         self._compare_with_base(kept)
         return self.figures()
 
@@ -241,3 +246,14 @@ class Watch:
             "share_of_matrix_product": None if share is None else round(share, 3),
             "train_seconds": round(self.seconds, 1),
         }
+
+
+def first_and_last(losses: Sequence[float]) -> tuple[float, float, float]:
+    """Means of the first and of the last tenth of the steps, and what chance may have added to their difference.
+
+    A step's loss is of its own rows: two standard errors by the spread of all steps, which is too much where they fall.
+    """
+    tenth = max(1, len(losses) // 10)
+    first, last = statistics.fmean(losses[:tenth]), statistics.fmean(losses[-tenth:])
+    spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
+    return first, last, 2 * spread * math.sqrt(2 / tenth)

@@ -185,13 +185,20 @@ def load_nf4(base: Path, *, shardable: bool = False) -> Any:
 def _loaded(base: Path, **options: Any) -> Any:
     """transformers' model of a folder; raises PotstillError where it knows none, none with this attention, or no whole.
 
-    A package that is missing is said as it is.
+    A package that is missing is said as it is. How the base would have text generated (a penalty on repetition) is left
+    behind, as by the exports: scores while training would be of another decoding than that of the shipped file.
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+    from transformers import GenerationConfig as untyped
 
+    generation: Any = untyped
     try:
-        return AutoModelForCausalLM.from_pretrained(base, attn_implementation="sdpa", **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(base, attn_implementation="sdpa", **options)
+        wanted = model.generation_config
+        ends: Any = {name: getattr(wanted, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        model.generation_config = generation(**ends)
+        return model
     except ImportError as fault:
         raise PotstillError(f"{base} cannot be loaded here: {str(fault).strip()[:400]}") from fault
     except (OSError, SafetensorError) as fault:

@@ -129,6 +129,16 @@ def test_what_a_person_corrected_keeps_its_hard_labels(base: models.Base, teache
     assert not usable[batch.row_of == 1].any()
 
 
+@pytest.mark.parametrize(("corrected", "least"), [(4, 0.0), (3, 0.9)])
+def test_answers_that_no_teacher_is_asked_about_are_counted_and_refused_before_it_is_loaded(
+    corrected: int, least: float, base: models.Base, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    examples = [replace(each, corrected=at < corrected) for at, each in enumerate(TRAIN[:4])]
+    monkeypatch.setattr("training.teacher.Teacher.load", lambda *_: pytest.fail("the teacher was loaded"))
+    with pytest.raises(NothingLearned, match=rf"soft targets for \d+% .*: {corrected} answers were corrected"):
+        prepared(base, teacher, tmp_path, examples, least_usable=least)
+
+
 def test_training_on_a_teachers_logits_brings_the_student_nearer_to_it(
     base: models.Base, teacher: Path, dataset: Path, tmp_path: Path
 ) -> None:
@@ -244,6 +254,15 @@ def test_a_teacher_of_another_vocabulary_is_used_where_tokens_coincide(
     end = tokenizer_of(base).convert_tokens_to_ids("<|im_end|>")
     assert facts["usable_share"] == 1
     assert torch.equal(store.of_batch(batch).usable, batch.targets != end)
+
+
+def test_whole_conversations_are_refused_before_a_teacher_of_another_vocabulary_is_loaded(
+    base: models.Base, stranger: models.Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("training.teacher.Teacher.load", lambda *_: pytest.fail("the teacher was loaded"))
+    examples = [replace(each, learn="conversation") for each in TRAIN[:4]]
+    with pytest.raises(NothingLearned, match=r"none of 4 rows can be asked .* whole conversations"):
+        prepared(base, stranger.path, tmp_path, examples)
 
 
 def test_a_teacher_of_another_vocabulary_cannot_judge_what_the_student_writes(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,17 @@ def test_a_damaged_base_is_said_to_be_damaged(file: str, left: int | None, tmp_p
         place.write_bytes(place.read_bytes()[:left])
     with pytest.raises(PotstillError, match=r"tiny is damaged or not whole: .*expected config.json"):
         student(place.parent, quantization="none", rank=4, alpha=8, dropout=0.0, seed=0)
+
+
+def test_how_a_base_would_have_text_generated_is_left_behind(tmp_path: Path) -> None:
+    """The exported file has no penalty on repetition; scores while training must have none."""
+    base = tiny_base(tmp_path / "tiny").path
+    wanted = {"repetition_penalty": 1.3, "do_sample": True, "temperature": 0.7, "top_k": 5, "eos_token_id": 2}
+    (base / "generation_config.json").write_text(json.dumps(wanted))
+    kept = models.load_float(base).generation_config
+    assert kept.eos_token_id == 2
+    assert kept.repetition_penalty in (None, 1.0)
+    assert not kept.do_sample
 
 
 def test_a_base_that_transformers_cannot_load_for_training_is_refused_by_what_it_is(tmp_path: Path) -> None:

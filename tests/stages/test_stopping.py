@@ -12,6 +12,7 @@ import pytest
 
 from potstill import cli
 from potstill.commands import stages
+from potstill.errors import NothingLearned
 from tests.stages import toy_training
 from tests.stages.toy_training import Outcome, stopped_at, toy_run
 from training import checkpoints
@@ -46,6 +47,54 @@ def test_a_run_that_is_asked_to_end_leaves_a_checkpoint_of_that_very_step(
     newest = sorted((folder / "checkpoints").glob("step-*"))[-1]
     assert newest.name == checkpoints.step_name(max(logged))
     assert toy_run(folder) == undisturbed
+
+
+@pytest.mark.parametrize("patience", [None, 1])
+def test_asked_to_end_during_the_last_evaluation_a_run_ends_there_and_goes_on(
+    patience: int | None, tmp_path: Path
+) -> None:
+    """What follows, a second phase or an export, must not begin."""
+    evaluations: list[int] = []
+    whole = toy_run(tmp_path / "whole", at_score=evaluations.append, patience=patience, evals=8)
+
+    def ask(evaluation: int) -> None:
+        if evaluation == len(evaluations):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt):
+        toy_run(tmp_path / "run", at_score=ask, patience=patience, evals=8)
+    again: list[int] = []
+    assert toy_run(tmp_path / "run", at_score=again.append, patience=patience, evals=8) == whole
+    assert again == []
+
+
+def test_an_evaluation_that_its_checkpoint_does_not_know_of_stands_in_the_log_once(tmp_path: Path) -> None:
+    lines = [{"step": 0, "eval_loss": 2.0}, {"step": 1, "loss": 1.0, "grad_norm": 1.0}, {"step": 1, "eval_loss": 0.5}]
+    log = tmp_path / "log.jsonl"
+    for evaluated, wanted in ((1, lines), (0, lines[:2])):
+        log.write_text("".join(json.dumps(each) + "\n" for each in lines))
+        watch = Watch(log, 4)
+        watch.recall(1, evaluated)
+        assert [json.loads(each) for each in log.read_text().splitlines()] == wanted
+        assert len(watch.eval_losses) == len(wanted) - 1
+
+
+def losses_of(watch: Watch, losses: list[float]) -> Watch:
+    watch.losses, watch.grad_norms = losses, [1.0 for _ in losses]
+    return watch
+
+
+def test_without_held_out_rows_a_run_is_refused_only_where_its_loss_surely_did_not_fall(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = losses_of(Watch(tmp_path / "few.jsonl", 20), [8.2, 9.2, 3.1, 7.7, 12.0, 6.1, 5.5, 9.0, 4.8, 14.0] * 2)
+    assert few.verdict(20)["steps"] == 20
+    assert "too few steps to tell" in capsys.readouterr().err
+    flat = losses_of(Watch(tmp_path / "flat.jsonl", 2000), [5.0 + 0.2 * (at % 3) for at in range(2000)])
+    with pytest.raises(NothingLearned, match=r"training loss 5\.\d+ at the start, 5\.\d+ at the end"):
+        flat.verdict(2000)
+    falling = losses_of(Watch(tmp_path / "falling.jsonl", 40), [5.0 - 0.1 * at for at in range(40)])
+    assert falling.verdict(40)["steps"] == 40
 
 
 def test_a_second_request_to_end_is_obeyed_at_once(undisturbed: Outcome, tmp_path: Path) -> None:

@@ -200,6 +200,15 @@ def test_held_out_preferences_decide_where_they_are_enough() -> None:
     assert found["reward_accuracy_low"] < 0.75 < found["reward_accuracy_high"]
 
 
+def test_few_steps_of_other_rows_are_no_proof_that_nothing_was_preferred(capsys: pytest.CaptureFixture[str]) -> None:
+    """KTO: a step begins at half its answers' weights, whatever was learnt."""
+    mixed = log_lines((), (0.625, 0.672, 0.622, 0.656))
+    assert refuse_nothing_preferred(mixed, held=0, chosen=4)["preference_loss_on"] == "training rows"
+    assert "too few steps to tell" in capsys.readouterr().err
+    fell_on_four = log_lines((0.69, 0.66, 0.60), (0.6931, 0.7028))
+    assert refuse_nothing_preferred(fell_on_four, held=4, chosen=2)["reward_accuracy"] == 0.75
+
+
 def test_a_fall_of_the_likelihood_term_alone_is_no_preference_learnt() -> None:
     lines = [each | {"loss": 5.0 / (at + 1)} for at, each in enumerate(log_lines((), (0.693, 0.693, 0.693)))]
     with pytest.raises(NothingLearned, match="on training rows"):

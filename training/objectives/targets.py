@@ -81,6 +81,7 @@ class Asked:
         own = self.teacher.tokenizer
         corrected = {each.id for each in self.examples if each.corrected}
         asked = [row for row in rows if row.id not in corrected]
+        self._refuse_little(rows, asked, len(corrected))
         if not same_vocabulary(self.tokenizer, own):
             return self._of_another_vocabulary(own, rows, vocabulary, corrected, folder)
         key = self._key(asked)
@@ -89,11 +90,20 @@ class Asked:
             store = TargetStore.of(asked, self._drawn(asked, own), vocabulary)
             store.write(folder, key)
         facts = {
-            "usable_share": len(asked) / max(len(rows), 1),
+            "usable_share": round(len(store.counts) / max(sum(row.supervised_tokens for row in rows), 1), 4),
             "tokens": len(store.counts),
             "size_bytes": store.size_bytes,
         }
         return store, facts | {"teacher": self.teacher.digest}
+
+    def _refuse_little(self, rows: Sequence[Row], asked: Sequence[Row], corrected: int) -> None:
+        share = sum(row.supervised_tokens for row in asked) / max(sum(row.supervised_tokens for row in rows), 1)
+        if not asked or share < self.settings.least_usable:
+            raise NothingLearned(
+                f"train.distil: the teacher gives soft targets for {share:.0%} of the answers' tokens, expected at "
+                f"least {self.settings.least_usable:.0%} (least_usable): {corrected:,} answers were corrected by a "
+                "person and keep what they say; lower least_usable, or use objective: sft"
+            )
 
     def _drawn(self, rows: Sequence[Row], own: Any) -> Any:
         settings = self.settings
@@ -116,6 +126,12 @@ class Asked:
         """Top tokens by their bytes: draws are of no use where only tokens that both have can be targets."""
         wanted = {row.id for row in rows} - corrected
         examples = [each for each in self.examples if each.id in wanted and each.learn == "answer"]
+        if not examples:
+            raise NothingLearned(
+                f"train.distil.teacher: none of {len(wanted):,} rows can be asked of a teacher of another vocabulary: "
+                "it is asked about single answers, not whole conversations (distill.turns); take a teacher of the "
+                "student's family, or use objective: sft"
+            )
         logged = written_logprobs(self.teacher.load(), own, examples, self.micro_tokens, max(self.settings.head, 1))
         of = "a teacher of another vocabulary"
         source = Logged(logged, self.tokenizer, least_usable=self.settings.least_usable, of=of)
