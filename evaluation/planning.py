@@ -106,12 +106,17 @@ def expected(
 
 
 def validation_agreement(adapter: Manifest) -> float | None:
-    """The best validation score of training: how often the student said what the dataset says."""
+    """The validation score of the checkpoint that was kept: how often the student said what the dataset says.
+
+    Where the manifest does not say which that is, or it was not scored, the best one.
+    """
     training = adapter.facts.get("training", {})
-    found = training.get("best_score")
-    scores = [score for _, score in training.get("scores", [])]
-    best = found if isinstance(found, int | float) else max(scores, default=None)
-    return None if best is None else min(1.0, max(0.0, float(best)))
+    phase = training.get("then") or training
+    scores = dict(phase.get("scores", []))
+    found = scores.get(phase.get("best_checkpoint_step"))
+    if found is None:
+        found = max(scores.values(), default=phase.get("best_score"))
+    return None if found is None else min(1.0, max(0.0, float(found)))
 
 
 def in_words(power: Json, margin: float) -> str:

@@ -59,8 +59,9 @@ class Plan:
 class Progressed:
     """What a checkpoint remembers beside weights and random states.
 
-    `best_score` (0 where nothing is scored), `best_loss` and `best_parts` (the scored rows') are those of the best
-    evaluation, None and empty before the first; `stale`: evaluations since then; `evaluated`: the step of the last one.
+    `best_loss` is that of the best evaluation, None before the first; `best_score` (0 where nothing is scored) and
+    `best_parts` (the scored rows') are those of the highest score of evaluations that were the best in their turn;
+    `stale`: evaluations since the best one; `evaluated`: the step of the last one.
     """
 
     step: int = 0
@@ -249,8 +250,10 @@ def evaluate(
     if done.beaten_by(found, loss, strictly=plan.keep_start):
         if processes.first():
             best.keep(done.step, trained_weights(model))
-        done.best_score = found.value if found is not None else 0.0
-        done.best_parts = [dict(each) for each in found.parts] if found is not None else []
+        value = found.value if found is not None else 0.0
+        if done.best_score is None or value >= done.best_score:  # else chance by chance it could sink
+            done.best_score = value
+            done.best_parts = [dict(each) for each in found.parts] if found is not None else []
         done.best_loss, done.best_step, done.stale = loss, done.step, 0
     else:
         done.stale += 1

@@ -10,7 +10,6 @@ Loops are compiled where the whole training's would be.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import statistics
@@ -119,9 +118,14 @@ def train_few(asked: Json) -> Json:
     whole = run.Settings.model_validate(asked["settings"])
     settings = run.Settings.model_validate(shortened(whole))
     given = Shared(**(shared | {"work_dir": Path(shared["work_dir"])}))
-    with contextlib.suppress(NothingLearned):  # three steps of warm-up need not learn; the log has their times
+    log = out / "trainer_log.jsonl"
+    try:
         run.main(settings, given, {"dataset": Path(asked["dataset"])}, out, partial(few_rows, whole))
-    return {"tokens_per_second": speed(out / "trainer_log.jsonl"), "peak_bytes": peak_bytes()}
+    except NothingLearned:
+        if not log.is_file():  # refused before the first step
+            raise
+        # three steps of warm-up need not learn: the log has their times
+    return {"tokens_per_second": speed(log), "peak_bytes": peak_bytes()}
 
 
 def speed(log: Path) -> float:

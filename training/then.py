@@ -230,15 +230,14 @@ def refuse_nothing_preferred(lines: list[Json], held: int, chosen: int) -> Json:
     if not any(each["grad_norm"] for each in steps):
         raise NothingLearned("train.then: every gradient was zero: the adapter is not connected to the loss")
     first, last, chance = first_and_last([each["preference_loss"] for each in steps])
-    where, end, fell = "training rows", "the end", False
+    where, end = "training rows", "the end"
     if len(evaluated) > 1:
         before, best = evaluated[0]["eval_preference_loss"], min(e["eval_preference_loss"] for e in evaluated[1:])
-        fell = best < before * (1 - FLAT_SHARE)
-        if held >= ENOUGH_HELD_OUT:
+        if held >= ENOUGH_HELD_OUT or (_flat(first, last) and not _flat(before, best)):
             first, last, chance, where, end = before, best, 0.0, f"{held} held-out rows", "best"
-    if not last < first * (1 - FLAT_SHARE):
+    if _flat(first, last):
         told = f"their loss on {where} was {first:.4f} at the start and {last:.4f} at {end}"
-        if not fell and first - last + chance < FLAT_SHARE * first:
+        if first - last + chance < FLAT_SHARE * first:
             raise NothingLearned(
                 f"nothing learned from preferences: {told}; raise train.then.learning_rate or train.then.epochs, or "
                 "leave train.then out"
@@ -247,6 +246,10 @@ def refuse_nothing_preferred(lines: list[Json], held: int, chosen: int) -> Json:
     return {"preference_loss_first": first, "preference_loss_best": last, "preference_loss_on": where} | _accuracy(
         [each for each in evaluated if each["step"] == chosen], held
     )
+
+
+def _flat(first: float, last: float) -> bool:
+    return not last < first * (1 - FLAT_SHARE)
 
 
 def _accuracy(evaluated: list[Json], held: int) -> Json:

@@ -255,5 +255,5 @@ def first_and_last(losses: Sequence[float]) -> tuple[float, float, float]:
     """
     tenth = max(1, len(losses) // 10)
     first, last = statistics.fmean(losses[:tenth]), statistics.fmean(losses[-tenth:])
-    spread = statistics.stdev(losses) if len(losses) > 1 else 0.0
+    spread = statistics.stdev(losses) if len(losses) > 1 else math.inf
     return first, last, 2 * spread * math.sqrt(2 / tenth)

@@ -59,6 +59,7 @@ def chosen(
         ),  # a score surely higher, whatever the loss
         ([(0.1, 1.0), (0.90, 0.3), (0.91, 12.0), (0.90, 0.3), (0.90, 0.3)], 2),  # however overfit
         ([(0.1, 1.0), (0.900, 0.3), (0.902, 0.6), (0.899, 0.2), (0.89, 0.1)], 3),  # two rows of a thousand are chance
+        ([(0.1, 1.0), (0.900, 0.5), (0.896, 0.48), (0.892, 0.46), (0.888, 0.44)], 2),  # it does not sink by and by
         ([(0.1, 1.0), (0.9, 0.5), (0.9, 0.4), (0.9, 0.45), (0.9, 0.4)], 2),  # the loss between equals, then the first
         ([(None, 1.0), (None, 0.6), (None, 0.5), (None, 0.4), (None, 0.7)], 3),  # the loss alone
         ([(0.9, 0.1), (0.5, 0.3), (0.6, 0.2), (0.4, 0.4), (0.5, 0.5)], 2),  # never the untrained base

@@ -129,13 +129,22 @@ def test_what_a_person_corrected_keeps_its_hard_labels(base: models.Base, teache
     assert not usable[batch.row_of == 1].any()
 
 
-@pytest.mark.parametrize(("corrected", "least"), [(4, 0.0), (3, 0.9)])
+@pytest.mark.parametrize(
+    ("corrected", "least", "told"),
+    [(4, 0.0, "nothing to ask .* all of 4 answers"), (3, 0.9, r"soft targets for \d+% .*: 3 answers were corrected")],
+)
 def test_answers_that_no_teacher_is_asked_about_are_counted_and_refused_before_it_is_loaded(
-    corrected: int, least: float, base: models.Base, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    corrected: int,
+    least: float,
+    told: str,
+    base: models.Base,
+    teacher: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     examples = [replace(each, corrected=at < corrected) for at, each in enumerate(TRAIN[:4])]
     monkeypatch.setattr("training.teacher.Teacher.load", lambda *_: pytest.fail("the teacher was loaded"))
-    with pytest.raises(NothingLearned, match=rf"soft targets for \d+% .*: {corrected} answers were corrected"):
+    with pytest.raises(NothingLearned, match=told):
         prepared(base, teacher, tmp_path, examples, least_usable=least)
 
 

@@ -57,9 +57,14 @@ def test_the_plan_stands_in_the_report_and_beside_it(bench: Bench) -> None:
 def test_validation_says_how_often_student_and_teacher_may_differ(bench: Bench) -> None:
     manifest = read_manifest(bench.upstream["adapter"], "adapter")
     assert validation_agreement(manifest) is None
-    known = replace(manifest, facts={"training": {"scores": [[0, 0.1], [9, 0.7]], "best_score": 0.8}})
-    assert validation_agreement(known) == 0.8
-    assert validation_agreement(replace(manifest, facts={"training": {"scores": [[0, 0.1], [9, 0.7]]}})) == 0.7
+    scores = [[0, 0.1], [5, 0.9], [9, 0.7]]
+    for facts, wanted in (
+        ({"scores": scores, "best_score": 0.9, "best_checkpoint_step": 9}, 0.7),  # of what was kept
+        ({"scores": scores}, 0.9),
+        ({"scores": scores, "best_checkpoint_step": 9, "then": {"scores": [[0, 0.7]], "best_checkpoint_step": 0}}, 0.7),
+        ({"scores": [], "best_score": None, "best_checkpoint_step": 9}, None),
+    ):
+        assert validation_agreement(replace(manifest, facts={"training": facts})) == wanted
 
 
 def test_too_few_rows_for_the_margin_conclude_nothing_and_name_the_rows(bench: Bench) -> None:

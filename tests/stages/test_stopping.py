@@ -90,6 +90,7 @@ def test_without_held_out_rows_a_run_is_refused_only_where_its_loss_surely_did_n
     few = losses_of(Watch(tmp_path / "few.jsonl", 20), [8.2, 9.2, 3.1, 7.7, 12.0, 6.1, 5.5, 9.0, 4.8, 14.0] * 2)
     assert few.verdict(20)["steps"] == 20
     assert "too few steps to tell" in capsys.readouterr().err
+    assert losses_of(Watch(tmp_path / "one.jsonl", 1), [5.0]).verdict(1)["steps"] == 1
     flat = losses_of(Watch(tmp_path / "flat.jsonl", 2000), [5.0 + 0.2 * (at % 3) for at in range(2000)])
     with pytest.raises(NothingLearned, match=r"training loss 5\.\d+ at the start, 5\.\d+ at the end"):
         flat.verdict(2000)

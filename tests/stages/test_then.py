@@ -206,7 +206,9 @@ def test_few_steps_of_other_rows_are_no_proof_that_nothing_was_preferred(capsys:
     assert refuse_nothing_preferred(mixed, held=0, chosen=4)["preference_loss_on"] == "training rows"
     assert "too few steps to tell" in capsys.readouterr().err
     fell_on_four = log_lines((0.69, 0.66, 0.60), (0.6931, 0.7028))
-    assert refuse_nothing_preferred(fell_on_four, held=4, chosen=2)["reward_accuracy"] == 0.75
+    found = refuse_nothing_preferred(fell_on_four, held=4, chosen=2)
+    assert (found["preference_loss_on"], found["preference_loss_best"]) == ("4 held-out rows", 0.60)
+    refuse_nothing_preferred(log_lines((), (0.693,)), held=0, chosen=1)  # a single step tells nothing
 
 
 def test_a_fall_of_the_likelihood_term_alone_is_no_preference_learnt() -> None:

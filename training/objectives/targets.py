@@ -98,7 +98,12 @@ class Asked:
 
     def _refuse_little(self, rows: Sequence[Row], asked: Sequence[Row], corrected: int) -> None:
         share = sum(row.supervised_tokens for row in asked) / max(sum(row.supervised_tokens for row in rows), 1)
-        if not asked or share < self.settings.least_usable:
+        if not asked:
+            raise NothingLearned(
+                f"train.distil: there is nothing to ask the teacher about: all of {len(rows):,} answers were corrected "
+                "by a person and keep what they say; use objective: sft"
+            )
+        if share < self.settings.least_usable:
             raise NothingLearned(
                 f"train.distil: the teacher gives soft targets for {share:.0%} of the answers' tokens, expected at "
                 f"least {self.settings.least_usable:.0%} (least_usable): {corrected:,} answers were corrected by a "
