@@ -53,7 +53,9 @@ MEAN = Metric("mean", {"right": 1.0})
 
 def test_a_rate_of_rows_has_wilsons_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     found = scored(monkeypatch, MEAN, [{"right": float(at % 4 > 0)} for at in range(40)])
-    assert found == Score(0.75, 40, *wilson(30, 40))
+    assert (found.value, found.rows, found.low, found.high) == (0.75, 40, *wilson(30, 40))
+    assert found.beyond_chance(found.parts) == 0
+    assert found.beyond_chance([{"right": 0.0} for _ in range(40)]) == 1
 
 
 def test_fractions_that_add_up_to_a_whole_number_are_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
