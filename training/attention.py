@@ -5,6 +5,9 @@ bucket, padded to its longest, and attended to as batched matrix products. On a 
 scaled_dot_product_attention with a mask over the whole sequence: its kernel multiplies what the mask then hides, and
 its backward pass costs as much for 48 keys as for 300. Rows longer than LONG go through it all the same: there it wins.
 
+Rows may share beginnings, whose tokens are computed once (beginnings.py): every row still attends as a whole, to keys
+and values that are those of several rows, and whose gradients are summed over these in float32.
+
 transformers calls `rows_attention` by the name NAME for every architecture that it knows.
 """
 
@@ -42,16 +45,46 @@ class Bucket:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """`take` [P] gives the token of each padded place (a row's last one for padding); `place` [T] is its inverse."""
+    """`take` [P] gives the token of each padded place (a row's last one for padding); `place` [C] is its inverse.
+
+    Of a token that stands in several rows, `place` is that in the first one, and `all_places` and `firsts` give those
+    in all of them: token c's begin at all_places[firsts[c]]. Both are None where no row shares its beginning.
+    """
 
     buckets: tuple[Bucket, ...]
     take: Tensor
     place: Tensor
+    all_places: Tensor | None = None
+    firsts: Tensor | None = None
+
+    def summed(self, padded: Tensor) -> Tensor:
+        """[C, ...] of [P, ...]: what stands at a token's places, summed (in float32) where there are several."""
+        if self.all_places is None:
+            return padded.index_select(0, self.place)
+        return _sums(padded, self.all_places, self.firsts)
+
+
+def _sums(x: Tensor, places: Tensor, firsts: Tensor | None) -> Tensor:
+    """[C, ...] of x [P, ...]: for token c the sum of x at places[firsts[c] : firsts[c + 1]], added up in float32."""
+    flat = x.reshape(x.shape[0], -1)
+    flat = flat.float() if x.dtype.itemsize < 4 else flat
+    found = torch.nn.functional.embedding_bag(places, flat, firsts, mode="sum")
+    return found.to(x.dtype).view(-1, *x.shape[1:])
+
+
+def _every_place(tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each token c stands in `tokens`, token after token, and where token c's places begin."""
+    order = torch.argsort(tokens, stable=True)
+    counts = torch.bincount(tokens)
+    return order, counts.cumsum(0) - counts
 
 
 @lru_cache(maxsize=4)
-def layout_of(row_lengths: tuple[int, ...], device: str) -> Layout:
-    """Rows by length, a new bucket where padding to the longest would cost more than an eighth."""
+def layout_of(row_lengths: tuple[int, ...], device: str, places: tuple[int, ...] = ()) -> Layout:
+    """Rows by length, a new bucket where padding to the longest would cost more than an eighth.
+
+    `places`: the computed token of each token of the rows, where they share beginnings.
+    """
     starts = [0]
     for length in row_lengths:
         starts.append(starts[-1] + length)
@@ -71,7 +104,13 @@ def layout_of(row_lengths: tuple[int, ...], device: str) -> Layout:
             own = row_lengths[at]
             place[starts[at] : starts[at] + own] = range(len(take), len(take) + own)
             take += [*range(starts[at], starts[at] + own), *[starts[at] + own - 1] * (length - own)]
-    return Layout(tuple(buckets), torch.tensor(take, device=device), torch.tensor(place, device=device))
+    padded, stands = torch.tensor(take, device=device), torch.tensor(place, device=device)
+    if not places:
+        return Layout(tuple(buckets), padded, stands)
+    computed = torch.tensor(places, device=device)
+    rows_first, firsts = _every_place(computed)
+    every = stands[rows_first]
+    return Layout(tuple(buckets), computed[padded], every[firsts], every, firsts)
 
 
 @lru_cache(maxsize=64)
@@ -83,7 +122,7 @@ def _hidden(length: int, window: int, device: str) -> Tensor:
 
 
 class _RowsAttention(torch.autograd.Function):
-    """softmax(q k^T * scale) v for each row alone; q [T, H, D], k and v [T, K, D] with H a multiple of K."""
+    """softmax(q k^T * scale) v for each row alone; q [C, H, D], k and v [C, K, D] with H a multiple of K."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, scale: float, window: int) -> Tensor:
@@ -120,7 +159,7 @@ class _RowsAttention(torch.autograd.Function):
             to_scores = torch._softmax_backward_data(to_weights, weights, -1, weights.dtype).mul_(scale)
             _put(torch.matmul(to_scores, keys), dq, bucket, kv_heads)
             _put(torch.matmul(to_scores.transpose(1, 2), queries), dk, bucket, kv_heads)
-        return (*(each.index_select(0, layout.place) for each in (dq, dk, dv)), None, None, None)
+        return dq.index_select(0, layout.place), layout.summed(dk), layout.summed(dv), None, None, None
 
 
 def _rows(padded: Tensor, bucket: Bucket, kv_heads: int) -> Tensor:
@@ -138,9 +177,31 @@ def _put(found: Tensor, padded: Tensor, bucket: Bucket, kv_heads: int) -> None:
     )
 
 
-def _bucketed(q: Tensor, k: Tensor, v: Tensor, row_lengths: tuple[int, ...], scale: float, window: int) -> Tensor:
-    """Rows of like length together: q [T, H, D] -> [T, H, D]."""
-    layout = layout_of(row_lengths, str(q.device))
+class _Spread(torch.autograd.Function):
+    """[T, ...] of x [C, ...]: each row's tokens, of which several may be the same computed one."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        return x.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        (places,) = ctx.saved_tensors
+        return _sums(grad, *_every_place(places)), None
+
+
+def _bucketed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    row_lengths: tuple[int, ...],
+    scale: float,
+    window: int,
+    places: tuple[int, ...] = (),
+) -> Tensor:
+    """Rows of like length together: q [C, H, D] -> [C, H, D]."""
+    layout = layout_of(row_lengths, str(q.device), places)
     return _RowsAttention.apply(q, k, v, layout, scale, window)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -155,8 +216,21 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int) -> Tensor
     return found[0].transpose(0, 1)
 
 
-def _mixed(q: Tensor, k: Tensor, v: Tensor, row_lengths: tuple[int, ...], scale: float, window: int) -> Tensor:
+def _mixed(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    row_lengths: tuple[int, ...],
+    scale: float,
+    window: int,
+    places: tuple[int, ...] = (),
+) -> Tensor:
     """Long rows by the library's kernel, the short ones between them in buckets."""
+    if places:
+        computed = torch.tensor(places, device=q.device)
+        q, k, v = (_Spread.apply(each, computed) for each in (q, k, v))  # type: ignore[no-untyped-call]
+        order, firsts = _every_place(computed)
+        return _mixed(q, k, v, row_lengths, scale, window).index_select(0, order[firsts])
     parts = [torch.split(each, list(row_lengths)) for each in (q, k, v)]
     rows = list(zip(parts[0], parts[1], parts[2], strict=True))
     short = [at for at, length in enumerate(row_lengths) if length <= LONG]
@@ -178,11 +252,13 @@ def rows_attention(
     scaling: float | None = None,
     sliding_window: int | None = None,
     row_lengths: tuple[int, ...] = (),
+    row_places: tuple[int, ...] = (),
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: query [1, H, T, D], key and value [1, K, T, D] -> [1, T, H, D].
+    """transformers' attention interface: query [1, H, C, D], key and value [1, K, C, D] -> [1, C, H, D].
 
-    `row_lengths` (summing to T) comes through the model's keyword arguments; dropout in attention is not done.
+    `row_lengths` (summing to T) comes through the model's keyword arguments, and where rows share beginnings
+    `row_places`, the computed token of each of theirs [T]; else T is C. Dropout in attention is not done.
     """
     if not row_lengths:
         raise ValueError("the model's layers do not hand row_lengths on to its attention")
@@ -191,21 +267,23 @@ def rows_attention(
     longest = max(row_lengths)
     window = min(sliding_window or longest, longest)
     attend = _mixed if longest > LONG else _bucketed
-    return attend(q, k, v, row_lengths, scale, window)[None], None
+    return attend(q, k, v, row_lengths, scale, window, row_places)[None], None
 
 
 @contextmanager
-def rows_apart(model: Any, row_lengths: tuple[int, ...]) -> Iterator[dict[str, Any]]:
+def rows_apart(model: Any, row_lengths: tuple[int, ...], places: tuple[int, ...] = ()) -> Iterator[dict[str, Any]]:
     """Within, the model attends inside rows, called with the arguments given; outside, as it was loaded.
 
-    By `rows_attention`, or by the attention that the model's `potstill_rows` names, one for rows of different lengths.
+    By `rows_attention`, or by the attention that the model's `potstill_rows` names, one for rows of different lengths
+    that share no beginnings (`places`, see beginnings.py).
     """
     from transformers import AttentionInterface
 
     AttentionInterface.register(NAME, rows_attention)
     chosen = getattr(model, "potstill_rows", NAME)
-    arguments: dict[str, Any] = {"row_lengths": row_lengths}
+    arguments: dict[str, Any] = {"row_lengths": row_lengths, "row_places": places}
     if chosen != NAME:
+        assert not places, f"{chosen} takes whole rows"
         ends = torch.tensor(row_lengths, device=model.device).cumsum(0, dtype=torch.int32)
         starts = torch.nn.functional.pad(ends, (1, 0))
         arguments = {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts}

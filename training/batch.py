@@ -1,6 +1,7 @@
 """A micro-batch as tensors, and the scores of what is learnt in it.
 
-The rows stand behind each other as one sequence of T tokens without padding. Only the hidden states in front of a
+The rows stand behind each other as one sequence of T tokens without padding; those that begin alike may have their
+common tokens computed once (beginnings.py), so that C tokens go through the model. Only the hidden states in front of a
 learnt token are multiplied with the vocabulary: N of them, in chunks that are computed again in the backward pass
 rather than kept, since [N, vocabulary] is the largest tensor of training.
 """
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .attention import rows_apart
+from .beginnings import tree_of
 from .fused import target_scores
 from .packing import Unit
 
@@ -24,23 +26,26 @@ CHUNK = 1024  # learnt tokens whose logits stand in memory at once
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """T tokens of R rows, N of them learnt.
+    """T tokens of R rows, C of them computed, N of them learnt.
 
-    input_ids, position_ids [1, T]; learnt_at [N]: the place of the hidden state that predicts the token;
-    targets [N]: the token; row_of [N]: its row (0 .. R-1); weights [N]: its weight.
+    input_ids, position_ids [1, C]; places [T]: the computed token of each token of the rows, empty where C is T;
+    learnt_at [N]: the place (of C) of the hidden state that predicts the token; targets [N]: the token; row_of [N]:
+    its row (0 .. R-1); weights [N]: its weight.
     """
 
     units: tuple[Unit, ...]
     input_ids: Tensor
     position_ids: Tensor
     row_lengths: tuple[int, ...]
+    places: tuple[int, ...]
     learnt_at: Tensor
     targets: Tensor
     row_of: Tensor
     weights: Tensor
 
     @classmethod
-    def of(cls, units: Sequence[Unit], device: str = "cpu") -> Batch:
+    def of(cls, units: Sequence[Unit], device: str = "cpu", share: bool = False) -> Batch:
+        """The units' rows; with `share` tokens of common beginnings are computed once (see `shares`)."""
         rows = [row for unit in units for row in unit.rows]
         ids = [token for row in rows for token in row.token_ids]
         positions = [at for row in rows for at in range(len(row.token_ids))]
@@ -58,13 +63,19 @@ class Batch:
         def on(values: Any, kind: torch.dtype) -> Tensor:
             return torch.tensor(values, dtype=kind, device=device)
 
+        targets = [ids[at + 1] for at in learnt_at]
+        places: tuple[int, ...] = ()
+        if share and (tree := tree_of(row.token_ids for row in rows)).shares:
+            ids, positions, places = tree.token_ids, tree.positions, tree.places
+            learnt_at = [places[at] for at in learnt_at]
         return cls(
             tuple(units),
             on([ids], torch.long),
             on([positions], torch.long),
             tuple(len(row.token_ids) for row in rows),
+            places,
             on(learnt_at, torch.long),
-            on([ids[at + 1] for at in learnt_at], torch.long),
+            on(targets, torch.long),
             on(row_of, torch.long),
             on(weights, torch.float32),
         )
@@ -72,6 +83,11 @@ class Batch:
     @property
     def rows(self) -> int:
         return len(self.row_lengths)
+
+    @property
+    def computed_share(self) -> tuple[int, int]:
+        """C and T: what a figure of the computed share of tokens is the mean of."""
+        return self.input_ids.shape[1], sum(self.row_lengths)
 
     def row_sums(self, scores: Tensor) -> Tensor:
         """[R]: scores [N] of the learnt tokens summed by row."""
@@ -81,6 +97,11 @@ class Batch:
 def inner_of(model: Any) -> Any:
     """The transformers model inside a peft model, or the model itself."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def shares(model: Any) -> bool:
+    """Whether a model is to compute common beginnings of rows once (beginnings.share)."""
+    return bool(getattr(inner_of(model), "potstill_shares", False))
 
 
 def logit_scale(config: Any) -> float:
@@ -103,7 +124,7 @@ def target_log_probs(logits: Tensor, batch: Batch, at: slice) -> Tensor:
 def token_scores(model: Any, batch: Batch, scores: TokenScores = target_log_probs) -> tuple[Tensor, int]:
     """[N] scores of the learnt tokens, differentiable, and how many of them are the model's first choice."""
     inner = inner_of(model)
-    with rows_apart(inner, batch.row_lengths) as rows:
+    with rows_apart(inner, batch.row_lengths, batch.places) as rows:
         hidden = (
             inner.get_decoder()(
                 input_ids=batch.input_ids,

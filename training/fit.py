@@ -17,6 +17,7 @@ from potstill.trained import save_trained
 
 from . import processes
 from .batch import inner_of
+from .beginnings import share
 from .forecast import CPU_MICRO_TOKENS, Way, units_of, way_here
 from .fused import can_compile, fuse
 from .kernels import put_in
@@ -66,6 +67,7 @@ def fit(
     model = make_student(settings, base, way.quantization, way.copied)
     if way.fused and device_of(model) == "cpu" and can_compile():
         say(f"{fuse(inner_of(model))} modules work by compiled loops")
+    share(inner_of(model))
     refuse_unlike(model, rows.rows, f"base_model: {shared.base_model}")
     if way.checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})

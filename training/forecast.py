@@ -5,6 +5,7 @@ Used by `potstill check` and `potstill train --dry-run`; a probe of three real s
 
 from __future__ import annotations
 
+import heapq
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -22,6 +23,7 @@ from potstill.records import Json
 from potstill.stage import Shared
 
 from . import processes
+from .beginnings import computed_tokens
 from .distil import is_adapter
 from .memory import BF16, REFERENCE_TOKENS, Loss, StepPlan, described
 from .memory_choice import Choice, card_bytes, choose, larger
@@ -36,6 +38,7 @@ ASSUMED_LEARNT_SHARE = 0.25  # of the tokens, as long as no dataset says it: cha
 CHOSEN = "way.json"
 ROOM = 1.5  # times the bf16 copy of an NF4 base: what else a step needs stands beside it
 CPU_MICRO_TOKENS = 4096  # on a CPU larger products are no faster
+LARGEST = 20  # micro-batches whose common beginnings are counted: the largest of the first epoch
 COUNTED_ROWS = 4_000_000  # rows whose steps are counted one by one: seconds
 
 
@@ -99,8 +102,9 @@ def plan_of(
     lengths = [len(row.token_ids) for row in rows.rows] if rows else [settings.window]
     together = max(processes.count(), settings.devices)
     tokens = max(min(-(-settings.batch_tokens // together), most), max(lengths))
+    shared = 0
     if rows and device == "cpu":
-        tokens = _largest_micro_batch(units_of(rows), settings.seed, settings.batch_tokens, tokens)
+        tokens, shared = _largest_micro_batch(settings, units_of(rows), settings.batch_tokens, tokens)
     share = rows.supervised_tokens / max(rows.tokens, 1) if rows else ASSUMED_LEARNT_SHARE
     full = settings.method == "full"
     asked = settings.objective == "logits" and settings.distil.teacher is not None
@@ -115,6 +119,7 @@ def plan_of(
         checkpointing=settings.activation_checkpointing == "on",
         row_tokens=round(sum(length * length for length in lengths) / max(sum(lengths), 1)),
         longest_row=max(lengths),
+        shared_tokens=shared,
         held_tokens=min(most, held.tokens) if held else 0,
         optimizer="paged_8bit" if settings.optimizer == "paged_adamw_8bit" else "adamw",
         shards=together if settings.shard == "full" else 1,
@@ -144,8 +149,9 @@ def then_plan_of(settings: Settings, first: StepPlan, judged: Judged | None) -> 
         share = sum(row.supervised_tokens for row in rows) / max(sum(lengths), 1)
         held, asked = min(most, sum(each.tokens for each in judged.held)), judged.reference_tokens
     tokens = max(min(-(-batch // together), most), unit)
+    shared = 0
     if judged is not None and first.device == "cpu":
-        tokens = _largest_micro_batch(judged.units, settings.seed, batch, tokens)
+        tokens, shared = _largest_micro_batch(settings, judged.units, batch, tokens)
     tokens = tokens if settings.packing else unit
     return replace(
         first,
@@ -154,6 +160,7 @@ def then_plan_of(settings: Settings, first: StepPlan, judged: Judged | None) -> 
         row_tokens=round(sum(length * length for length in lengths) / max(sum(lengths), 1)),
         longest_row=max(lengths),
         largest_unit=unit,
+        shared_tokens=shared,
         held_tokens=held,
         reference_tokens=max(min(REFERENCE_TOKENS, asked), max(lengths)),
         loss="answers",
@@ -173,11 +180,20 @@ def _loss(settings: Settings) -> Loss:
     return "soft_targets" if settings.objective == "logits" else "answers"
 
 
-def _largest_micro_batch(units: Sequence[Unit], seed: int, step_tokens: int, most: int) -> int:
-    """Tokens of the largest micro-batch of the first epoch: long rows, which stay whole, leave their steps unfilled."""
-    stream = Stream(units, seed=seed, step_tokens=step_tokens)
+def _largest_micro_batch(settings: Settings, units: Sequence[Unit], step_tokens: int, most: int) -> tuple[int, int]:
+    """Tokens of the largest micro-batch of the first epoch, and how many of them common beginnings save.
+
+    Long rows, which stay whole, leave their steps unfilled. Of the largest ones that which saves least counts.
+    """
+    most = most if settings.packing else 1
+    stream = Stream(units, seed=settings.seed, step_tokens=step_tokens)
     steps = (stream.step(at) for at in range(stream.steps))
-    return max(sum(unit.tokens for unit in micro) for step in steps for micro in micro_batches(step, most))
+    micros = ((sum(unit.tokens for unit in micro), micro) for step in steps for micro in micro_batches(step, most))
+    largest = heapq.nlargest(LARGEST, micros, key=lambda found: found[0])
+    tokens = largest[0][0]
+    if settings.method != "full" and settings.lora.dropout:
+        return tokens, 0
+    return tokens, tokens - max(computed_tokens(micro) for _, micro in largest)
 
 
 def _teacher_parameters(settings: Settings) -> int:

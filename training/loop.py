@@ -23,7 +23,7 @@ from potstill.records import Json
 
 from . import checkpoints, processes
 from .attention import rows_apart
-from .batch import Batch, inner_of, token_scores
+from .batch import Batch, inner_of, shares, token_scores
 from .objectives import Generates, Objective
 from .optimizer import MasterAdamW, Schedule, learning_rate
 from .packing import Stream, Unit, units_digest
@@ -177,15 +177,18 @@ def gradient(
     normaliser = objective.normaliser(units)
     total, sums = 0.0, dict[str, tuple[float, float]]()
     for micro, counts in processes.rounds(units, micro_tokens):
-        batch = Batch.of(micro, device_of(model))
+        batch = Batch.of(micro, device_of(model), shares(model))
         # around the backward pass too: recomputed activations attend once more
-        with rows_apart(inner_of(model), batch.row_lengths):
+        with rows_apart(inner_of(model), batch.row_lengths, batch.places):
             scores, hits = token_scores(model, batch, objective.scores)
             loss = objective.loss(scores, batch) / normaliser * counts
             loss.backward()  # type: ignore[no-untyped-call]
         if counts:
             total += float(loss.detach())
-            _add(sums, {"token_accuracy": (hits, scores.numel())} | objective.figures(scores.detach(), batch))
+            figures: dict[str, tuple[float, float]] = {"token_accuracy": (hits, scores.numel())}
+            if shares(model):
+                figures["computed_share"] = batch.computed_share
+            _add(sums, figures | objective.figures(scores.detach(), batch))
     return _over_processes(total, sums)
 
 
@@ -199,7 +202,7 @@ def held_out_loss(
     model.eval()
     objective.begin(model, held)
     for micro, counts in processes.rounds(held, micro_tokens):
-        batch = Batch.of(micro, device_of(model))
+        batch = Batch.of(micro, device_of(model), shares(model))
         scores, hits = token_scores(model, batch, objective.scores)
         if counts:
             total += float(objective.loss(scores, batch))

@@ -44,6 +44,7 @@ class StepPlan:
     """What one training process does in a step: tokens of a micro-batch and how many of them are learnt.
 
     `row_tokens` is the length of the row that an average token stands in, `longest_row` that of the longest;
+    `shared_tokens` are those of a micro-batch that are not computed again, being of beginnings that rows share;
     `largest_unit` what no micro-batch cuts (a row, or both rows of a pair). `held_tokens` are those of a micro-batch of
     validation rows, `reference_tokens` those of which a reference is asked at once. `teacher_parameters` are those of a
     teacher that is asked at every step or, with `asked_tokens` (learnt tokens of a micro-batch, `asked_row` of the
@@ -62,6 +63,7 @@ class StepPlan:
     row_tokens: int = 128
     longest_row: int = 512
     largest_unit: int = 0
+    shared_tokens: int = 0
     held_tokens: int = 0
     reference_tokens: int = 0
     loss: Loss = "answers"
@@ -69,6 +71,11 @@ class StepPlan:
     asked_tokens: int = 0
     asked_row: int = 0
     shards: int = 1
+
+    @property
+    def computed_tokens(self) -> int:
+        """Tokens of a micro-batch that go through the model."""
+        return self.micro_tokens - self.shared_tokens
 
     @property
     def lean(self) -> bool:
@@ -188,14 +195,21 @@ def _attention_bytes(shape: ModelShape, plan: StepPlan, queries: int, keys: int)
     return kept + (together if plan.grouped else BF16 * keys)
 
 
+def attended_bytes_a_token(shape: ModelShape, plan: StepPlan) -> int:
+    """What attention keeps of a token in one decoder layer for each row that it stands in."""
+    queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    inside = BF16 * shape.heads * plan.row_tokens if plan.longest_row <= LONG_ROW else BF16 * queries
+    return BF16 * (queries + 2 * keys) + inside
+
+
 def activation_bytes(shape: ModelShape, plan: StepPlan) -> int:
     """Kept from forward to backward: every layer's, or with checkpointing each layer's input and one layer's all."""
     layer = saved_bytes_a_token(shape, plan)
-    kept = shape.layers * layer
+    kept, again = shape.layers * layer, shape.layers * attended_bytes_a_token(shape, plan)
     if plan.checkpointing:
-        kept = shape.layers * BF16 * shape.hidden + layer
+        kept, again = shape.layers * BF16 * shape.hidden + layer, attended_bytes_a_token(shape, plan)
     ends = (FLOAT32 + 2 * BF16) * shape.hidden  # the last norm, the embedding, the gradient that runs back
-    return plan.micro_tokens * (kept + ends)
+    return plan.computed_tokens * (kept + ends) + plan.shared_tokens * again
 
 
 def evaluation_bytes(shape: ModelShape, plan: StepPlan) -> int:
@@ -208,7 +222,7 @@ def evaluation_bytes(shape: ModelShape, plan: StepPlan) -> int:
 
 def scratch_bytes(shape: ModelShape, plan: StepPlan) -> int:
     """Held within one operation: gradients on their way through a layer, norms of weights, an update's copies."""
-    moving = plan.micro_tokens * BF16 * (4 * shape.intermediate + 2 * shape.hidden)
+    moving = plan.computed_tokens * BF16 * (4 * shape.intermediate + 2 * shape.hidden)
     if plan.adapter == "dora":  # the adapter's product as a matrix, from an identity, and its sum with the weight
         moving += BF16 * (4 * _largest(shape) + max(inputs for inputs, _ in shape.linears.values()) ** 2)
     if plan.adapter == "full" and shape.tied:  # the gradients of the embedding and of the head, before they are one

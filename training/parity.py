@@ -15,7 +15,7 @@ from torch import Tensor
 
 from potstill.errors import PotstillError
 
-from .batch import Batch, inner_of, token_scores
+from .batch import Batch, inner_of, shares, token_scores
 from .lean import as_loaded
 from .packing import Unit
 from .rows import Row
@@ -70,7 +70,7 @@ def _short(rows: Sequence[Row]) -> list[Row]:
 def _furthest(model: Any, rows: Sequence[Row]) -> float:
     """The largest distance of a row's logits, as a share of their own norm."""
     device = str(next(model.parameters()).device)  # of a teacher, too, of which nothing is trained
-    batch = Batch.of([Unit(row.id, (row,)) for row in rows], device)
+    batch = Batch.of([Unit(row.id, (row,)) for row in rows], device, shares(model))
     parts: list[Tensor] = []
 
     def keep(logits: Tensor, _: Batch, __: slice) -> Tensor:
@@ -79,7 +79,7 @@ def _furthest(model: Any, rows: Sequence[Row]) -> float:
 
     token_scores(model, batch, keep)
     with as_loaded(model):
-        each = batch.input_ids.view(len(rows), -1)
+        each = torch.tensor([row.token_ids for row in rows], device=device)
         own = inner_of(model)(input_ids=each, use_cache=False).logits[:, :-1].float()
     packed = torch.cat(parts).view_as(own)
     packed, own = (each - each.mean(2, keepdim=True) for each in (packed, own))  # softmax does not see the mean

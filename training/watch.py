@@ -74,6 +74,7 @@ class Watch:
         self.evaluations: list[Json] = []
         self.seconds = self._started = 0.0
         self.tokens = self.learnt_tokens = 0
+        self.computed_tokens = 0.0  # without those of beginnings that rows have in common
         self._unwritten = ""
 
     def begin(self, step: int) -> None:
@@ -147,6 +148,7 @@ class Watch:
             self.grad_norms.append(values["grad_norm"])
             self.seconds += values.get("seconds", 0.0)
             self.tokens += values.get("tokens", 0)
+            self.computed_tokens += values.get("tokens", 0) * values.get("computed_share", 1.0)
             self.learnt_tokens += values.get("learnt_tokens", 0)
         if "eval_loss" in values:
             self.eval_losses.append(values["eval_loss"])
@@ -176,14 +178,14 @@ class Watch:
             write_atomically(self.log, after.encode())
 
     def tokens_per_second(self) -> float:
-        """Real tokens a second of training steps, evaluations and checkpoints apart."""
+        """Tokens of rows a second of training steps, evaluations and checkpoints apart; no padding is among them."""
         return self.tokens / max(self.seconds, 1e-9)
 
     def share_of_peak(self) -> float | None:
         """Share of all devices' own matrix product that the steps have used; None where it was not measured."""
         if not self.peak_flops or not self.seconds:
             return None
-        used = self.tokens * self.flops[0] + self.learnt_tokens * self.flops[1]
+        used = self.computed_tokens * self.flops[0] + self.learnt_tokens * self.flops[1]
         return used / self.seconds / self.peak_flops
 
     def note(self) -> str:
@@ -243,6 +245,7 @@ class Watch:
             "scores": [(each["step"], each["eval_score"]) for each in scored],
             "best_score": max((each["eval_score"] for each in scored), default=None),
             "tokens_per_second": round(self.tokens_per_second(), 1),
+            "computed_share": round(self.computed_tokens / max(self.tokens, 1), 3),
             "share_of_matrix_product": None if share is None else round(share, 3),
             "train_seconds": round(self.seconds, 1),
         }

@@ -22,7 +22,8 @@ class Job:
 
     With `batches`, step n takes exactly the rows `batches[n]`, and the adapter starts from the weights in `adapter`
     (the first to come writes them), so that candidates can be laid over each other. Without, each composes its own.
-    `compiled`: our side works by compiled loops, as it does by itself where a training is long.
+    `compiled`: our side works by compiled loops, as it does by itself where a training is long. `shared`: it computes
+    what rows of a micro-batch have in common at their beginnings once, as it always does.
     """
 
     candidate: str
@@ -42,6 +43,7 @@ class Job:
     does: Literal["train", "packed_loss"] = "train"
     product_s: float = 0.4
     compiled: bool = False
+    shared: bool = True
 
     @staticmethod
     def read(path: Path) -> Job:
@@ -84,8 +86,12 @@ class Ran:
         return sum(self.steps.tokens[warmup:]) / sum(self.steps.seconds[warmup:])
 
     def operations(self, weights: Any, warmup: int) -> float:
-        """Needed floating-point operations a second after the warm-up steps (see product.py)."""
-        tokens, learnt = sum(self.steps.tokens[warmup:]), sum(self.steps.learnt[warmup:])
+        """Needed floating-point operations a second after the warm-up steps (see product.py).
+
+        Padding is no need, and tokens that were computed for several rows at once are counted once.
+        """
+        every = zip(self.steps.tokens[warmup:], self.steps.computed[warmup:], strict=True)
+        tokens, learnt = sum(min(each) for each in every), sum(self.steps.learnt[warmup:])
         return float(weights.work(tokens, learnt)) / sum(self.steps.seconds[warmup:])
 
     @property

@@ -48,6 +48,8 @@ def train(job: Job, rows: Sequence[Row]) -> Steps:
 
 def student(job: Job) -> Any:
     """The stage's student, from the job's adapter weights where it names any."""
+    from training.batch import inner_of
+    from training.beginnings import share
     from training.lean import make_lean
     from training.model import student as make
 
@@ -63,6 +65,8 @@ def student(job: Job) -> Any:
         same_start(model, Path(job.adapter))
     if job.compiled:
         compile_loops(model)
+    if job.shared:
+        share(inner_of(model))
     return model
 
 
@@ -119,7 +123,8 @@ def clock(job: Job, steps: Steps, log: Path) -> Any:
             self.last = now
             steps.seconds.append(now - before)
             steps.tokens.append(sum(unit.tokens for unit in units))
-            steps.computed.append(steps.tokens[-1])  # rows stand behind each other, without padding
+            # rows stand behind each other, without padding; what begins alike is computed once
+            steps.computed.append(round(steps.tokens[-1] * values.get("computed_share", 1.0)))
             steps.learnt.append(sum(row.supervised_tokens for unit in units for row in unit.rows))
             steps.losses.append(values["loss"])
             steps.gradient_norms.append(values["grad_norm"])

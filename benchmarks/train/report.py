@@ -71,7 +71,11 @@ def describe(record: Record, name: str, runs: Runs) -> Figure:
         record.figure(f"{name}: peak memory on the GPU", on_device, "GB")
     record.figure(f"{name}: real tokens a step", _a_step(runs, "tokens"), "tokens")
     computed, real = _a_step(runs, "computed"), _a_step(runs, "tokens")
-    record.figure(f"{name}: padding", [1 - a / b for a, b in zip(real, computed, strict=True)], "share")
+    both = list(zip(real, computed, strict=True))
+    record.figure(f"{name}: padding", [max(0.0, 1 - needed / done) for needed, done in both], "share")
+    record.figure(
+        f"{name}: computed once for several rows", [max(0.0, 1 - done / all_) for all_, done in both], "share"
+    )
     record.figure(f"{name}: learnt tokens a step", _a_step(runs, "learnt"), "tokens")
     record.figure(f"{name}: seconds a step", [1 / s * t for s, t in zip(runs.rates, real, strict=True)], "s")
     record.figure(f"{name}: gradient norm, mean", runs.norms, "")

@@ -50,7 +50,7 @@ def logprobs(model: Any, rows: Sequence[Row], what: str | None = None) -> list[f
     """The log-probability of each row's learnt tokens, without dropout or gradients; `what` names the progress."""
     import torch
 
-    from ..batch import Batch, token_scores
+    from ..batch import Batch, shares, token_scores
 
     was_training = model.training
     model.eval()
@@ -58,7 +58,7 @@ def logprobs(model: Any, rows: Sequence[Row], what: str | None = None) -> list[f
     groups = micro_batches([Unit(row.id, (row,)) for row in rows], REFERENCE_TOKENS)
     with torch.no_grad():
         for group in track(groups, what, len(groups), "batches") if what else groups:
-            batch = Batch.of(group, device_of(model))
+            batch = Batch.of(group, device_of(model), shares(model))
             found += batch.row_sums(token_scores(model, batch)[0]).tolist()
     model.train(was_training)
     return found
