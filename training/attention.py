@@ -14,7 +14,7 @@ transformers calls `rows_attention` by the name NAME for every architecture that
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -206,10 +206,10 @@ def _bucketed(
 
 
 def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int) -> Tensor:
-    """One row by the library's kernel: for rows whose square would not stay in the cache."""
+    """One row by the library's kernel: for rows whose square would not stay in the cache. q may be of its end alone."""
     queries, keys, values = (each.transpose(0, 1)[None] for each in (q, k, v))
-    length = queries.shape[2]
-    mask = None if window >= length else ~_hidden(length, window, str(q.device))
+    length, asked = keys.shape[2], queries.shape[2]
+    mask = None if window >= length and asked == length else ~_hidden(length, window, str(q.device))[length - asked :]
     found = torch.nn.functional.scaled_dot_product_attention(
         queries, keys, values, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
     )
@@ -225,22 +225,41 @@ def _mixed(
     window: int,
     places: tuple[int, ...] = (),
 ) -> Tensor:
-    """Long rows by the library's kernel, the short ones between them in buckets."""
+    """Long rows by the library's kernel, the short ones between them in buckets: q [C, H, D] -> [C, H, D].
+
+    What a row has in common with one before it is asked there: the tokens that it brings are its last ones, and stand
+    behind each other in q.
+    """
+    brought = _brought(row_lengths, places) if places else row_lengths
+    asked = whole = torch.split(q, list(brought))
+    short = [at for at, length in enumerate(row_lengths) if length <= LONG]
     if places:
         computed = torch.tensor(places, device=q.device)
-        q, k, v = (_Spread.apply(each, computed) for each in (q, k, v))  # type: ignore[no-untyped-call]
-        order, firsts = _every_place(computed)
-        return _mixed(q, k, v, row_lengths, scale, window).index_select(0, order[firsts])
-    parts = [torch.split(each, list(row_lengths)) for each in (q, k, v)]
-    rows = list(zip(parts[0], parts[1], parts[2], strict=True))
-    short = [at for at, length in enumerate(row_lengths) if length <= LONG]
+        k, v = _Spread.apply(k, computed), _Spread.apply(v, computed)  # type: ignore[no-untyped-call]
+        if short:
+            whole = torch.split(_Spread.apply(q, computed), list(row_lengths))  # type: ignore[no-untyped-call]
+    keys, values = (torch.split(each, list(row_lengths)) for each in (k, v))
     out: dict[int, Tensor] = {}
     if short:
         lengths = tuple(row_lengths[at] for at in short)
-        queries, keys, values = (torch.cat([each[at] for at in short]) for each in parts)
-        found = _bucketed(queries, keys, values, lengths, scale, min(window, max(lengths)))
-        out = dict(zip(short, torch.split(found, list(lengths)), strict=True))
-    return torch.cat([out[at] if at in out else _fused(*row, scale, window) for at, row in enumerate(rows)])
+        queries, seen, said = (torch.cat([each[at] for at in short]) for each in (whole, keys, values))
+        found = _bucketed(queries, seen, said, lengths, scale, min(window, max(lengths)))
+        for at, row in zip(short, torch.split(found, list(lengths)), strict=True):
+            out[at] = row[len(row) - brought[at] :]
+    for at, length in enumerate(row_lengths):
+        if length > LONG and brought[at]:
+            out[at] = _fused(asked[at], keys[at], values[at], scale, window)
+    return torch.cat([out[at] for at in sorted(out)])
+
+
+def _brought(row_lengths: Sequence[int], places: Sequence[int]) -> list[int]:
+    """How many tokens each row brings that no row before it has: its last ones, numbered on from those before."""
+    found, known, end = [], 0, 0
+    for length in row_lengths:
+        end += length
+        found.append(max(0, places[end - 1] + 1 - known))
+        known += found[-1]
+    return found
 
 
 def rows_attention(

@@ -31,14 +31,18 @@ COMPILER = ("torch._dynamo", "torch._inductor")  # whose errors say nothing of t
 def refuse_unlike(model: Any, rows: Sequence[Row], name: str) -> None:
     """Raise PotstillError where a few short rows get other logits packed than from the model's own forward pass.
 
-    `name` is the model in the recipe's words. Takes two forward passes of 24 tokens and no random number. Where
-    weights are sharded every process must call it, since they are gathered by all; all come to the same verdict.
+    `name` is the model in the recipe's words. Takes two forward passes of 24 tokens, four where rows share their
+    beginnings, and no random number. Where weights are sharded every process must call it, since they are gathered by
+    all; all come to the same verdict.
     """
     was_training = model.training
     model.eval()
     kind = inner_of(model).config.model_type
     try:
-        apart = _furthest(model, _short(rows))
+        few = _short(rows)
+        apart = _furthest(model, few)
+        if shares(model):
+            apart = max(apart, _furthest(model, [*few, *map(_ending_otherwise, few)], share=True))
     except torch.OutOfMemoryError:
         raise
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as fault:
@@ -67,10 +71,16 @@ def _short(rows: Sequence[Row]) -> list[Row]:
     return [Row(str(at), ids[: min(length, TOKENS)], ((1, min(length, TOKENS)),)) for at, ids in enumerate(found)]
 
 
-def _furthest(model: Any, rows: Sequence[Row]) -> float:
-    """The largest distance of a row's logits, as a share of their own norm."""
+def _ending_otherwise(row: Row) -> Row:
+    """The row with the tokens of its second half the other way round: it shares the first."""
+    half = len(row.token_ids) // 2
+    return Row(f"{row.id}, turned", [*row.token_ids[:half], *row.token_ids[half:][::-1]], row.learnt)
+
+
+def _furthest(model: Any, rows: Sequence[Row], *, share: bool = False) -> float:
+    """The largest distance of a row's logits, as a share of their own norm; `share`: common beginnings once."""
     device = str(next(model.parameters()).device)  # of a teacher, too, of which nothing is trained
-    batch = Batch.of([Unit(row.id, (row,)) for row in rows], device, shares(model))
+    batch = Batch.of([Unit(row.id, (row,)) for row in rows], device, share)
     parts: list[Tensor] = []
 
     def keep(logits: Tensor, _: Batch, __: slice) -> Tensor:

@@ -210,7 +210,7 @@ def test_flat_loss_is_refused(base: models.Base, dataset: Path, tmp_path: Path) 
 def test_a_student_that_is_surely_worse_than_its_base_is_refused(
     base: models.Base, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = iter([Score(0.6, 100, 0.5, 0.7), Score(0.4, 100, 0.3, 0.49), Score(0.3, 100, 0.2, 0.4)])
+    found = iter([Score(0.6, 100, 0.5, 0.7), Score(0.4, 100, 0.3, 0.49), Score(0.4, 100, 0.3, 0.49)])
     monkeypatch.setattr(Scorer, "__call__", lambda self: next(found))
     with pytest.raises(NothingLearned, match=r"task score was 0\.600 before training and 0\.400 after it \(step "):
         trained(base, dataset, tmp_path / "worse")
@@ -220,10 +220,10 @@ def test_a_student_that_is_surely_worse_than_its_base_is_refused(
 def test_a_student_that_a_few_rows_show_worse_than_its_base_is_kept_and_that_is_said(
     base: models.Base, dataset: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    found = iter([Score(0.6, 6, 0.3, 0.85), Score(0.5, 6, 0.2, 0.8), Score(0.4, 6, 0.1, 0.75)])
+    found = iter([Score(0.6, 6, 0.3, 0.85), Score(0.5, 6, 0.2, 0.8), Score(0.5, 6, 0.2, 0.8)])
     monkeypatch.setattr(Scorer, "__call__", lambda self: next(found))
     facts = trained(base, dataset, tmp_path / "unsure")["training"]
-    assert 0 < facts["best_checkpoint_step"] < facts["steps"]  # never the untrained base's weights
+    assert facts["best_checkpoint_step"] > 0  # never the untrained base's weights
     assert "0.600 before training and 0.500 after it" in capsys.readouterr().err
 
 
