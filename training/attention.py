@@ -113,12 +113,17 @@ def layout_of(row_lengths: tuple[int, ...], device: str, places: tuple[int, ...]
     return Layout(tuple(buckets), computed[padded], every[firsts], every, firsts)
 
 
+def _unseen(length: int, window: int, device: str, asked: int) -> Tensor:
+    """[asked, L], true where one of the last queries must not look: later tokens, those `window` or more before it."""
+    at = torch.arange(length, device=device)
+    distance = at[length - asked :, None] - at[None, :]
+    return (distance < 0) | (distance >= window)
+
+
 @lru_cache(maxsize=64)
 def _hidden(length: int, window: int, device: str) -> Tensor:
-    """[L, L], true where a query must not look: later tokens, and those `window` or more before it."""
-    at = torch.arange(length, device=device)
-    distance = at[:, None] - at[None, :]
-    return (distance < 0) | (distance >= window)
+    """[L, L] for every query of a row."""
+    return _unseen(length, window, device, length)
 
 
 class _RowsAttention(torch.autograd.Function):
@@ -209,7 +214,10 @@ def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int) -> Tensor
     """One row by the library's kernel: for rows whose square would not stay in the cache. q may be of its end alone."""
     queries, keys, values = (each.transpose(0, 1)[None] for each in (q, k, v))
     length, asked = keys.shape[2], queries.shape[2]
-    mask = None if window >= length and asked == length else ~_hidden(length, window, str(q.device))[length - asked :]
+    if asked < length:
+        mask: Tensor | None = ~_unseen(length, window, str(q.device), asked)  # of its own size: not worth keeping
+    else:
+        mask = None if window >= length else ~_hidden(length, window, str(q.device))
     found = torch.nn.functional.scaled_dot_product_attention(
         queries, keys, values, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
     )
