@@ -14,10 +14,11 @@ transformers calls `rows_attention` by the name NAME for every architecture that
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -186,14 +187,13 @@ class _Spread(torch.autograd.Function):
     """[T, ...] of x [C, ...]: each row's tokens, of which several may be the same computed one."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, places: Tensor) -> Tensor:
-        ctx.save_for_backward(places)
-        return x.index_select(0, places)
+    def forward(ctx: Any, x: Tensor, rows: SharedRows) -> Tensor:
+        ctx.rows = rows
+        return x.index_select(0, rows.computed)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        (places,) = ctx.saved_tensors
-        return _sums(grad, *_every_place(places)), None
+        return _sums(grad, ctx.rows.order, ctx.rows.firsts), None
 
 
 def _bucketed(
@@ -210,14 +210,15 @@ def _bucketed(
     return _RowsAttention.apply(q, k, v, layout, scale, window)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int) -> Tensor:
-    """One row by the library's kernel: for rows whose square would not stay in the cache. q may be of its end alone."""
+def _fused(q: Tensor, k: Tensor, v: Tensor, scale: float, window: int, mask: Tensor | None = None) -> Tensor:
+    """One row by the library's kernel: for rows whose square would not stay in the cache.
+
+    q may be of the row's end alone, whose `mask` then says what it sees.
+    """
     queries, keys, values = (each.transpose(0, 1)[None] for each in (q, k, v))
-    length, asked = keys.shape[2], queries.shape[2]
-    if asked < length:
-        mask: Tensor | None = ~_unseen(length, window, str(q.device), asked)  # of its own size: not worth keeping
-    else:
-        mask = None if window >= length else ~_hidden(length, window, str(q.device))
+    length = keys.shape[2]
+    if mask is None and window < length:
+        mask = ~_hidden(length, window, str(q.device))
     found = torch.nn.functional.scaled_dot_product_attention(
         queries, keys, values, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=True
     )
@@ -235,39 +236,79 @@ def _mixed(
 ) -> Tensor:
     """Long rows by the library's kernel, the short ones between them in buckets: q [C, H, D] -> [C, H, D].
 
-    What a row has in common with one before it is asked there: the tokens that it brings are its last ones, and stand
-    behind each other in q.
+    What a row has in common with one before it is answered there: of each row its end counts, the tokens it brings.
     """
-    brought = _brought(row_lengths, places) if places else row_lengths
-    asked = whole = torch.split(q, list(brought))
-    short = [at for at, length in enumerate(row_lengths) if length <= LONG]
-    if places:
-        computed = torch.tensor(places, device=q.device)
-        k, v = _Spread.apply(k, computed), _Spread.apply(v, computed)  # type: ignore[no-untyped-call]
-        if short:
-            whole = torch.split(_Spread.apply(q, computed), list(row_lengths))  # type: ignore[no-untyped-call]
-    keys, values = (torch.split(each, list(row_lengths)) for each in (k, v))
+    if not places:
+        whole, keys, values = (torch.split(each, list(row_lengths)) for each in (q, k, v))
+        return torch.cat(_mixed_rows(whole, keys, values, scale, window))
+    rows = shared_rows(row_lengths, places, str(q.device))
+    whole, keys, values = (torch.split(_Spread.apply(each, rows), list(row_lengths)) for each in (q, k, v))  # type: ignore[no-untyped-call]
+    masks = _masks_of_ends(row_lengths, rows.brought, window, str(q.device), q.dtype)
+    asked = [row[len(row) - rows.brought[at] :] if at in masks else row for at, row in enumerate(whole)]
+    found = _mixed_rows(asked, keys, values, scale, window, masks)
+    return torch.cat([each[len(each) - count :] for each, count in zip(found, rows.brought, strict=True)])
+
+
+def _mixed_rows(
+    queries: Sequence[Tensor],
+    keys: Sequence[Tensor],
+    values: Sequence[Tensor],
+    scale: float,
+    window: int,
+    masks: Mapping[int, Tensor] = MappingProxyType({}),
+) -> list[Tensor]:
+    """Of each row what its queries see, in order; a row with a mask asks for its end alone."""
+    lengths = [len(each) for each in keys]
+    short = [at for at, length in enumerate(lengths) if length <= LONG]
     out: dict[int, Tensor] = {}
     if short:
-        lengths = tuple(row_lengths[at] for at in short)
-        queries, seen, said = (torch.cat([each[at] for at in short]) for each in (whole, keys, values))
-        found = _bucketed(queries, seen, said, lengths, scale, min(window, max(lengths)))
-        for at, row in zip(short, torch.split(found, list(lengths)), strict=True):
-            out[at] = row[len(row) - brought[at] :]
-    for at, length in enumerate(row_lengths):
-        if length > LONG and brought[at]:
-            out[at] = _fused(asked[at], keys[at], values[at], scale, window)
-    return torch.cat([out[at] for at in sorted(out)])
+        sizes = tuple(lengths[at] for at in short)
+        asked, seen, said = (torch.cat([each[at] for at in short]) for each in (queries, keys, values))
+        found = _bucketed(asked, seen, said, sizes, scale, min(window, max(sizes)))
+        out = dict(zip(short, torch.split(found, list(sizes)), strict=True))
+    for at, row in enumerate(zip(queries, keys, values, strict=True)):
+        if at not in out:
+            out[at] = _fused(*row, scale, window, masks.get(at))
+    return [out[at] for at in range(len(lengths))]
 
 
-def _brought(row_lengths: Sequence[int], places: Sequence[int]) -> list[int]:
-    """How many tokens each row brings that no row before it has: its last ones, numbered on from those before."""
-    found, known, end = [], 0, 0
+@dataclass(frozen=True, slots=True, eq=False)
+class SharedRows:
+    """Rows that share beginnings: `computed` [T], the computed token of each of theirs, and `brought`, how many tokens
+    each row brings that none before it has: its last ones. Token c stands at order[firsts[c]] and behind."""
+
+    computed: Tensor
+    order: Tensor
+    firsts: Tensor
+    brought: tuple[int, ...]
+
+
+@lru_cache(maxsize=4)
+def shared_rows(row_lengths: tuple[int, ...], places: tuple[int, ...], device: str) -> SharedRows:
+    computed = torch.tensor(places, device=device)
+    brought, known, end = [], 0, 0
     for length in row_lengths:
         end += length
-        found.append(max(0, places[end - 1] + 1 - known))
-        known += found[-1]
-    return found
+        brought.append(max(0, places[end - 1] + 1 - known))  # tokens are numbered in the order of the rows
+        known += brought[-1]
+    return SharedRows(computed, *_every_place(computed), tuple(brought))
+
+
+@lru_cache(maxsize=2)
+def _masks_of_ends(
+    row_lengths: tuple[int, ...], brought: tuple[int, ...], window: int, device: str, dtype: torch.dtype
+) -> dict[int, Tensor]:
+    """For each long row that brings less than half of its tokens the mask [brought, L] of these, to be added.
+
+    For more a mask costs more than the queries that it saves. The same for all layers, which keep it for their
+    backward pass: as what the kernel adds, it stands in memory once.
+    """
+    masks = {}
+    for at, (length, count) in enumerate(zip(row_lengths, brought, strict=True)):
+        if length > LONG and 0 < 2 * count < length:
+            added = torch.zeros(count, length, dtype=dtype, device=device)
+            masks[at] = added.masked_fill_(_unseen(length, window, device, count), -math.inf)
+    return masks
 
 
 def rows_attention(

@@ -14,6 +14,8 @@ from typing import Any
 
 from .packing import Unit
 
+LEAST = 1 / 32  # of the tokens: for fewer, rows go as they are
+
 
 @dataclass(frozen=True, slots=True)
 class Tree:
@@ -29,8 +31,8 @@ class Tree:
 
     @property
     def shares(self) -> bool:
-        """Whether any token stands in more than one row."""
-        return len(self.token_ids) < len(self.places)
+        """Whether so many tokens stand in several rows that computing them once pays what it costs."""
+        return len(self.places) - len(self.token_ids) >= LEAST * len(self.places) > 0
 
 
 def tree_of(rows: Iterable[Sequence[int]]) -> Tree:
@@ -52,8 +54,9 @@ def tree_of(rows: Iterable[Sequence[int]]) -> Tree:
 
 
 def computed_tokens(units: Sequence[Unit]) -> int:
-    """Tokens that are computed of units whose rows share their beginnings."""
-    return len(tree_of(row.token_ids for unit in units for row in unit.rows).token_ids)
+    """Tokens that are computed of a micro-batch whose rows share their beginnings."""
+    tree = tree_of(row.token_ids for unit in units for row in unit.rows)
+    return len(tree.token_ids if tree.shares else tree.places)
 
 
 def share(inner: Any) -> bool:
@@ -66,5 +69,11 @@ def share(inner: Any) -> bool:
 
     plain = not hasattr(inner, "potstill_rows") and next(inner.parameters()).device.type == "cpu"
     drops = any(isinstance(each, torch.nn.Dropout) and each.p > 0 for each in inner.modules())
-    inner.potstill_shares = plain and not drops
+    inner.potstill_shares = plain and not drops and not _drops(inner.config.get_text_config().to_dict())
     return bool(inner.potstill_shares)
+
+
+def _drops(config: dict[str, Any]) -> bool:
+    """Whether a model's config asks for dropout; attention's, which rows_attention does not do, apart."""
+    names = [name for name in config if any(word in name for word in ("dropout", "pdrop", "layerdrop"))]
+    return any(isinstance(config[name], int | float) and config[name] > 0 for name in names if "att" not in name)

@@ -5,7 +5,6 @@ Used by `potstill check` and `potstill train --dry-run`; a probe of three real s
 
 from __future__ import annotations
 
-import heapq
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -38,7 +37,7 @@ ASSUMED_LEARNT_SHARE = 0.25  # of the tokens, as long as no dataset says it: cha
 CHOSEN = "way.json"
 ROOM = 1.5  # times the bf16 copy of an NF4 base: what else a step needs stands beside it
 CPU_MICRO_TOKENS = 4096  # on a CPU larger products are no faster
-LARGEST = 20  # micro-batches whose common beginnings are counted: the largest of the first epoch
+WALKED = 2_000_000  # tokens whose common beginnings are counted: seconds
 COUNTED_ROWS = 4_000_000  # rows whose steps are counted one by one: seconds
 
 
@@ -183,17 +182,25 @@ def _loss(settings: Settings) -> Loss:
 def _largest_micro_batch(settings: Settings, units: Sequence[Unit], step_tokens: int, most: int) -> tuple[int, int]:
     """Tokens of the largest micro-batch of the first epoch, and how many of them common beginnings save.
 
-    Long rows, which stay whole, leave their steps unfilled. Of the largest ones that which saves least counts.
+    Long rows, which stay whole, leave their steps unfilled. The one of which most is computed need not be the largest:
+    smaller ones are looked at until they cannot be it, or WALKED tokens have been.
     """
     most = most if settings.packing else 1
     stream = Stream(units, seed=settings.seed, step_tokens=step_tokens)
     steps = (stream.step(at) for at in range(stream.steps))
-    micros = ((sum(unit.tokens for unit in micro), micro) for step in steps for micro in micro_batches(step, most))
-    largest = heapq.nlargest(LARGEST, micros, key=lambda found: found[0])
-    tokens = largest[0][0]
-    if settings.method != "full" and settings.lora.dropout:
+    micros = [(sum(unit.tokens for unit in micro), micro) for step in steps for micro in micro_batches(step, most)]
+    micros.sort(key=lambda found: -found[0])
+    tokens = micros[0][0]
+    drops = settings.method != "full" and settings.lora.dropout
+    if drops or settings.objective == "on_policy" or processes.count() > 1:  # other answers, other parts of a step
         return tokens, 0
-    return tokens, tokens - max(computed_tokens(micro) for _, micro in largest)
+    computed = walked = 0
+    for size, micro in micros:
+        if size <= computed:
+            break
+        computed = max(computed, computed_tokens(micro) if walked < WALKED else size)
+        walked += size
+    return tokens, tokens - computed
 
 
 def _teacher_parameters(settings: Settings) -> int:

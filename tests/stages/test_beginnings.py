@@ -15,14 +15,16 @@ from tests.stages.test_objectives_judged import pair
 from tests.stages.tiny_llama import QUESTIONS, tiny_base
 from training import attention, fused, parity
 from training.batch import Batch, inner_of, shares, token_scores
-from training.beginnings import computed_tokens, share, tree_of
+from training.beginnings import LEAST, computed_tokens, share, tree_of
+from training.forecast import _largest_micro_batch
 from training.loop import gradient, held_out_loss
 from training.model import student, whole
 from training.objectives.answers import Answers
 from training.objectives.judged_rows import pair_units
 from training.objectives.preferences import PreferredAnswers
-from training.packing import Unit
+from training.packing import Stream, Unit, micro_batches
 from training.rows import Row
+from training.run import Settings
 
 few_tokens = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=12)
 
@@ -59,7 +61,7 @@ def test_a_tree_gives_every_row_back_and_holds_each_beginning_once(rows: list[li
         beginnings |= {tuple(row[: length + 1]) for length in range(len(row))}
     assert next(again, None) is None
     assert len(tree.token_ids) == len(beginnings)
-    assert tree.shares == (len(beginnings) < sum(map(len, rows)))
+    assert tree.shares == (len(beginnings) <= sum(map(len, rows)) * (1 - LEAST))
 
 
 @pytest.mark.parametrize("heads", [(4, 4), (6, 2), (4, 1)])
@@ -225,3 +227,51 @@ def test_rows_that_share_nothing_go_as_they_are() -> None:
     batch = Batch.of(units, share=True)
     assert batch.places == ()
     assert batch.computed_share == (15, 15)
+
+
+def test_an_opening_alone_is_not_worth_it_in_long_rows() -> None:
+    """A few tokens saved would cost the kernel its causal path."""
+    opening = [1, 2, 3, 4]
+    units = [lasting(Row(f"r{at}", [*opening, *range(1000 * at, 1000 * at + 400)], ((5, 9),))) for at in range(1, 4)]
+    batch = Batch.of(units, share=True)
+    assert batch.places == ()
+    assert computed_tokens(units) == sum(unit.tokens for unit in units)
+
+
+def test_only_the_end_of_a_row_that_is_mostly_shared_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attention, "LONG", 4)
+    rows = [[*range(20)], [*range(15), 90, 91], [*range(5), *range(70, 80)], [*range(3)]]
+    tree, sizes = tree_of(rows), tuple(map(len, rows))
+    shared = attention.shared_rows(sizes, tree.places, "cpu")
+    assert shared.brought == (20, 2, 10, 0)
+    masks = attention._masks_of_ends(sizes, shared.brought, 8, "cpu", torch.bfloat16)
+    assert {at: tuple(mask.shape) for at, mask in masks.items()} == {1: (2, 17)}
+    assert masks[1].isinf().tolist() == [[not 16 - back - 8 < key <= 16 - back for key in range(17)] for back in (1, 0)]
+    assert attention._masks_of_ends(sizes, shared.brought, 8, "cpu", torch.bfloat16)[1] is masks[1]  # for every layer
+
+
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(1, 40)), min_size=2, max_size=30), st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_the_forecast_is_of_the_micro_batch_of_which_most_is_computed(
+    sizes: list[tuple[int, int]], packing: bool
+) -> None:
+    """Which need not be the largest: each unit is a pair with a prompt of its own."""
+    units = []
+    for at, (prompt, answer) in enumerate(sizes):
+        asked, said = range(100 * at, 100 * at + prompt), ((range(start, start + answer)) for start in (9000, 9099))
+        rows = tuple(Row(f"{at}{first[0]}", [*asked, *first], ()) for first in said)
+        units.append(Unit(str(at), rows))
+    train = Settings(packing=packing, seed=3)
+    tokens, shared = _largest_micro_batch(train, units, 128, 128)
+    stream = Stream(units, seed=3, step_tokens=128)
+    micros = [m for step in range(stream.steps) for m in micro_batches(stream.step(step), 128 if packing else 1)]
+    assert tokens == max(sum(unit.tokens for unit in micro) for micro in micros)
+    assert tokens - shared == max(map(computed_tokens, micros))
+
+
+@pytest.mark.parametrize(("values", "does"), [({"hidden_dropout": 0.1}, True), ({"attention_dropout": 0.1}, False)])
+def test_dropout_that_a_config_asks_for_counts_too(base: models.Base, values: dict[str, float], does: bool) -> None:
+    model = models.load_float(base.path)
+    for name, value in values.items():
+        setattr(model.config, name, value)
+    assert share(model) is not does
