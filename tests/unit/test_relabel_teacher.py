@@ -156,7 +156,8 @@ def test_the_budget_stops_hard_and_a_larger_one_goes_on_where_it_stopped(teacher
     paid_first = billed(tmp_path).total()
     assert 4 <= paid_first < 90
     assert facts["run"]["ledger_counted_usd"] <= small.budget_usd
-    assert facts["refused_by_budget"] == 90 - paid_first
+    lost = sum(facts["run"]["failures"].values())  # billed, lost on the way back, and no money to ask again
+    assert 90 - paid_first <= facts["refused_by_budget"] <= 90 - paid_first + lost
     assert {each.reason for each in results if each.answer is None} == {"out of budget"}
     results, _ = relabel(settings, TASK, rows, tmp_path / "cache")
     assert all(each.answer == "praise" for each in results)
