@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import sqlite3
 import sys
@@ -21,7 +20,7 @@ from potstill.manifest import Input, Manifest, read_manifest, write_manifest
 from potstill.pipeline import newest
 from potstill.records import Json
 
-from .mail_log import LABELS, exchange, said, write_log
+from .mail_log import LABELS, contents, exchange, said, write_log
 
 RECIPE = """\
 name: mail
@@ -62,16 +61,6 @@ class Place:
             for path in self.work.rglob("*")
             if path.is_file() and any(each.encode() in contents(path) for each in words)
         )
-
-
-def contents(path: Path) -> bytes:
-    """All that a reader of the file could see, and its raw bytes."""
-    raw = path.read_bytes()
-    if raw[:2] == b"\x1f\x8b":
-        return raw + gzip.decompress(raw)
-    if path.suffix == ".parquet":
-        return raw + "\n".join(str(row) for row in pq.read_table(path).to_pylist()).encode()
-    return raw
 
 
 def distil(root: Path, patch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import tempfile
@@ -115,6 +116,16 @@ def rows_of(out: Path) -> dict[str, list[Example]]:
 def rejections_of(out: Path) -> list[Json]:
     rows: list[Json] = pq.read_table(out / "rejections.parquet").to_pylist()
     return rows
+
+
+def contents(path: Path) -> bytes:
+    """All that a reader of the file could see, and its raw bytes."""
+    raw = path.read_bytes()
+    if raw[:2] == b"\x1f\x8b":
+        return raw + gzip.decompress(raw)
+    if path.suffix == ".parquet":
+        return raw + "\n".join(str(row) for row in pq.read_table(path).to_pylist()).encode()
+    return raw
 
 
 def place_of(out: Path) -> dict[str, str]:

@@ -15,7 +15,6 @@ import zlib
 from collections import Counter
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -31,6 +30,7 @@ from .mail_log import (
     LABELS,
     SYSTEM,
     Whole,
+    contents,
     correction,
     exchange,
     place_of,
@@ -144,7 +144,7 @@ def test_instructions_that_hold_personal_data_are_still_told_when_served(whole: 
     asked = [{"role": "system", "content": live}, {"role": "user", "content": "Where is my card?"}]
     assert rule.apply(asked) == asked[1:]
     assert rule.apply([{**asked[0], "content": live + " Please."}, asked[1]]) != asked[1:]
-    assert all(b"help@bank" not in path.read_bytes() for path in out.rglob("*") if path.is_file())
+    assert all(b"help@bank" not in contents(path) for path in out.rglob("*") if path.is_file())
     assert "help@bank" not in str(facts)
 
 
@@ -319,10 +319,7 @@ def test_nothing_unredacted_reaches_any_file(whole: Whole) -> None:
     facts, out = whole(lines, damaged_limit=0.1)
     assert set(facts["redacted"]) == set(SECRETS)
     shown = [json.dumps(facts)]
-    for path in (each for each in out.rglob("*") if each.is_file()):
-        shown.append(path.read_bytes().decode("utf-8", "replace"))
-        if path.suffix == ".parquet":
-            shown.append("\n".join(str(row) for row in pq.read_table(path).to_pylist()))
+    shown += [contents(each).decode("utf-8", "replace") for each in out.rglob("*") if each.is_file()]
     assert sum("<EMAIL_" in text for text in shown) >= 3
     for kind, secret in SECRETS.items():
         assert not any(secret in text or secret.replace(" ", "") in text for text in shown), kind

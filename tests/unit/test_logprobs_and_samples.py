@@ -17,7 +17,7 @@ from potstill.records import Json
 from potstill.stage import Shared
 
 from .distil_log import GENERATION, Distil, Made
-from .mail_log import LABELS, correction, exchange, said
+from .mail_log import LABELS, contents, correction, exchange, said
 
 ROWS = 30
 
@@ -98,12 +98,14 @@ def test_personal_data_in_an_answer_takes_its_logprobs_with_it_and_leaves_no_pie
     assert {"x00003", "x00004"} <= set(kept(made))
     assert not {"x00000", "x00001", "x00002"} & set(kept(made))
     assert made.facts["steps"]["logprobs: personal data in the answer"] == 3
-    assert not any(b"901" in file.read_bytes() for file in made.out.rglob("*") if file.is_file())
+    left = b"".join(contents(file) for file in made.out.rglob("*") if file.is_file())
+    # The number whole and each piece of it as tokens spell it; "901" alone stands in many a hash.
+    assert [each for each in (b"30901820", b"30 901", b"820 ", b"+49") if each in left] == []
     assert "PHONE" in next(row.answer for row in made.learnt if row.id in ("x00000", "x00001", "x00002"))
 
 
 def test_a_row_left_out_by_selection_does_not_spell_its_answer_in_tokens(distil: Distil) -> None:
-    pieces = ["+49 30 ", "901", "820"]
+    pieces = ["+49 30 ", "901 ", "820"]
     rows = [answered(0, "".join(pieces), pieces, metadata={"kind": "b"}), *log()[1:]]
     made = distil(
         [line | {"metadata": {"kind": "a"} | line["metadata"]} for line in rows],
@@ -111,7 +113,7 @@ def test_a_row_left_out_by_selection_does_not_spell_its_answer_in_tokens(distil:
     )
     left = json.dumps(next(iter(_rejected(made.out, "x00000"))))
     assert "logprobs" not in left
-    assert "901" not in left
+    assert "901 " not in left
 
 
 def _rejected(out: Path, identity: str) -> list[Json]:
